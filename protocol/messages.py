@@ -1,0 +1,199 @@
+"""The whole vocabulary: four requests, their replies, one notice, and the closed lists of reasons.
+
+A request names an intent and at most a user; never a uid, a path, a command, an environment or a limit. Those are
+the helper's own. A value of these types that came out of ``codec`` has been checked; ``user`` of a request has not:
+it is text, and the helper decides what it is.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NewType
+
+VERSION: Final = 1
+MAX_REQUEST: Final = 1024
+"""Bytes of a request at most; libzmq's MAXMSGSIZE drops what is longer before it is read."""
+MAX_REPLY: Final = 4096
+"""Bytes of a reply or notice at most."""
+
+RequestId = NewType("RequestId", str)
+"""The listener's own name for a request: 1 to 64 of ``[A-Za-z0-9-]``."""
+
+
+class Op(StrEnum):
+    """What may be asked."""
+
+    ENSURE = "ensure"
+    LIST = "list"
+    STOP = "stop"
+    DRAIN = "drain"
+
+
+class RefusedReason(StrEnum):
+    """Why a user may have no executor: permanent, the user's jobs are parked."""
+
+    INVALID_NAME = "invalid_name"
+    UNKNOWN_USER = "unknown_user"
+    DENIED_USER = "denied_user"
+    UID_OUT_OF_RANGE = "uid_out_of_range"
+    NOT_IN_GROUP = "not_in_group"
+    ACCOUNT_EXPIRED = "account_expired"
+    HOME_CONFLICT = "home_conflict"
+    WORKSPACE_CONFLICT = "workspace_conflict"
+
+
+class FailedReason(StrEnum):
+    """Why a user has no executor now: transient, the user's jobs are held and it is asked again."""
+
+    LOOKUP_TIMEOUT = "lookup_timeout"
+    AT_CAPACITY = "at_capacity"
+    DRAINING = "draining"
+    RATE_LIMITED = "rate_limited"
+    BACKING_OFF = "backing_off"
+    PREPARE_FAILED = "prepare_failed"
+    SPAWN_FAILED = "spawn_failed"
+    SCOPE_UNAVAILABLE = "scope_unavailable"
+    UID_IN_USE = "uid_in_use"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    UNSUPPORTED_VERSION = "unsupported_version"
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureExecutor:
+    """See to it that the user has an executor."""
+
+    id: RequestId
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListExecutors:
+    """A page of the running executors: those of the users after ``after`` ("" = from the first)."""
+
+    id: RequestId
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopExecutor:
+    """End the executor of this KNIME user."""
+
+    id: RequestId
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetDraining:
+    """Start no executor any more (``on``), or start them again."""
+
+    id: RequestId
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OtherVersion:
+    """A request of another version of this protocol: its id is all that is understood."""
+
+    id: RequestId
+
+
+Request = EnsureExecutor | ListExecutors | StopExecutor | SetDraining | OtherVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The executor that was there already. ``since`` in Unix seconds; ``cgroup`` is None where there is no scope."""
+
+    id: RequestId
+    os_user: str
+    uid: int
+    pid: int
+    since: float
+    cgroup: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The executor that was started for this request."""
+
+    id: RequestId
+    os_user: str
+    uid: int
+    pid: int
+    since: float
+    cgroup: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Policy says no."""
+
+    id: RequestId
+    reason: RefusedReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The host says not now; ask again after ``retry_after`` seconds."""
+
+    id: RequestId
+    reason: FailedReason
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorEntry:
+    """One running executor in a page of ``Executors``."""
+
+    user: str
+    os_user: str
+    uid: int
+    pid: int
+    since: float
+    cgroup: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Executors:
+    """A page, sorted by user. ``next`` is what to ask ``after`` next, None on the last page."""
+
+    id: RequestId
+    executors: tuple[ExecutorEntry, ...]
+    next: str | None
+    draining: bool
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The executor was told to end."""
+
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """There was no executor to stop."""
+
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """Whether the helper is draining now."""
+
+    id: RequestId
+    on: bool
+
+
+Reply = Running | Started | Refused | Failed | Executors | Stopping | Absent | Draining
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Notice: an executor ended. ``status`` as os.waitstatus_to_exitcode gives it, None where the kernel tells none."""
+
+    user: str
+    uid: int
+    pid: int
+    status: int | None
+    seq: int

@@ -1,0 +1,103 @@
+"""A TOML table to a frozen dataclass, strictly: what both daemons read their configuration with.
+
+The dataclass is the schema: its fields are the keys, their types what is expected, their defaults what holds where
+a key is absent. An unknown key, a wrong type or a value out of range is a fault that names file, key and what was
+expected; all faults of a file are found in one go.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """A configuration that cannot be used; ``faults`` has one line for each thing that is wrong."""
+
+    def __init__(self, faults: list[str]) -> None:
+        """Keep the faults, each one line."""
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def within(default: float, low: float, high: float) -> Any:
+    """Give a number's field: its default and the range it must be in, both ends included."""
+    return field(default=default, metadata={"within": (low, high)})
+
+
+def one_of(default: str, *others: str) -> Any:
+    """Give a text's field that has a closed list of values, the default first."""
+    return field(default=default, metadata={"one_of": (default, *others)})
+
+
+def settings(schema: type[T], table: Mapping[str, object], file: str) -> T:
+    """Give the table as the dataclass.
+
+    Raises:
+        SettingsError: with every fault of the table.
+    """
+    faults: list[str] = []
+    value = _dataclass(schema, table, f"{file}: ", faults)
+    if faults:
+        raise SettingsError(faults)
+    return cast("T", value)
+
+
+def _dataclass(schema: type[Any], table: object, where: str, faults: list[str]) -> object:
+    if not isinstance(table, Mapping):
+        faults.append(f"{where.rstrip('.')}: a table is expected")
+        return None
+    known = {entry.name: entry for entry in fields(schema)}
+    faults.extend(f"{where}{key}: unknown key" for key in table if key not in known)
+    types = get_type_hints(schema)
+    values: dict[str, object] = {}
+    for name, entry in known.items():
+        if name in table:
+            values[name] = _value(types[name], entry.metadata, table[name], f"{where}{name}", faults)
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            faults.append(f"{where}{name}: must be given")
+    return None if faults else schema(**values)
+
+
+def _value(expected: Any, rule: Mapping[str, Any], value: object, where: str, faults: list[str]) -> object:
+    if is_dataclass(expected):
+        return _dataclass(cast("type[Any]", expected), value, f"{where}.", faults)
+    if get_origin(expected) is tuple and is_dataclass(get_args(expected)[0]):
+        entries = value if isinstance(value, list) else [None]
+        item = cast("type[Any]", get_args(expected)[0])
+        return tuple(_dataclass(item, entry, f"{where}[{n}].", faults) for n, entry in enumerate(entries))
+    if not _is_a(expected, value):
+        faults.append(f"{where}: {_name(expected)} is expected")
+    elif "within" in rule and not rule["within"][0] <= cast("float", value) <= rule["within"][1]:
+        faults.append(f"{where}: a number from {rule['within'][0]} to {rule['within'][1]} is expected")
+    elif "one_of" in rule and value not in rule["one_of"]:
+        faults.append(f"{where}: one of {', '.join(map(repr, rule['one_of']))} is expected")
+    elif isinstance(value, list):
+        return tuple(value)
+    elif expected is float:
+        return float(cast("float", value))
+    return value
+
+
+def _is_a(expected: Any, value: object) -> bool:
+    if isinstance(expected, UnionType):
+        return any(_is_a(member, value) for member in get_args(expected))
+    if get_origin(expected) is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if get_origin(expected) is not None:  # Mapping[str, str], the one other generic type of our schemas
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _name(expected: Any) -> str:
+    if isinstance(expected, UnionType):
+        return " or ".join(_name(member) for member in get_args(expected) if member is not type(None))
+    if get_origin(expected) is tuple:
+        return "a list of strings"
+    if get_origin(expected) is not None:
+        return "a table of strings"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[expected]
