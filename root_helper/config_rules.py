@@ -1,0 +1,138 @@
+"""What a well-typed helper.toml must hold besides: paths, placeholders, names, and what is not built yet.
+
+Pure. It trusts nothing of the values but their types; each fault names the key and what was expected.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from protocol.names import parse_user_name
+
+if TYPE_CHECKING:  # config.py calls this file
+    from root_helper.config import HelperConfig
+
+_PLACEHOLDER: Final = re.compile(r"\{(workspace|temp|home|os_user|knime_user|uid)\}")
+_FIXED: Final = re.compile(r"HOME|LOGNAME|USER|SHELL|PATH|LANG|PWD|TMPDIR|KNIME_EXECUTOR_(MSGQ|RESERVATION|TEMP_DIR)")
+_MAX_SOCKET_PATH: Final = 107  # sun_path less its NUL, unix(7)
+
+
+def rule_faults(config: "HelperConfig") -> list[str]:
+    """Say what is wrong with the configuration as such, one line a fault; the host is not looked at."""
+    return [fault for rule in _RULES for fault in rule(config)]
+
+
+def _paths(config: "HelperConfig") -> Iterator[str]:
+    executor, socket = config.executor, config.socket
+    paths = {
+        "socket.path": socket.path,
+        "socket.operator_path": socket.operator_path,
+        "executor.home": executor.home,
+        "executor.workspaces": executor.workspaces,
+        "executor.temp": executor.temp,
+        "audit.path": config.audit.path,
+        **{f"users.home_roots[{n}]": root for n, root in enumerate(config.users.home_roots)},
+        **({"executor.msgq_file": executor.msgq_file} if executor.msgq_file else {}),
+        **({"executor.prefix[0]": executor.prefix[0]} if executor.prefix else {}),
+    }
+    for key, path in paths.items():
+        if not re.fullmatch(r"(/[^/\0-\x1f]+)+", path) or os.path.normpath(path) != path:
+            yield f"{key}: an absolute path without '.', '..', '//' or a '/' at its end is expected"
+    inner, outer = sorted((f"{executor.workspaces}/", f"{executor.temp}/"), key=len, reverse=True)
+    if inner.startswith(outer):
+        yield "executor.temp: a directory that is neither executor.workspaces, nor in it, nor around it is expected"
+
+
+def _socket(config: "HelperConfig") -> Iterator[str]:
+    socket = config.socket
+    for key, path in (("path", socket.path), ("operator_path", socket.operator_path)):
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+            yield f"socket.{key}: at most {_MAX_SOCKET_PATH} bytes are expected"
+    if socket.path == socket.operator_path:
+        yield "socket.operator_path: another path than socket.path is expected"
+    for key, account in (("listener_user", socket.listener_user), ("gate_user", socket.gate_user)):
+        if parse_user_name(account) is None or account == "root":
+            yield f"socket.{key}: the name of an unprivileged system user is expected"
+    if socket.listener_user == socket.gate_user:
+        yield "socket.gate_user: another user than socket.listener_user is expected"
+
+
+def _templates(config: "HelperConfig") -> Iterator[str]:
+    executor = config.executor
+    templates = {
+        "executor.reservation": executor.reservation,
+        **{f"executor.arguments[{n}]": text for n, text in enumerate(executor.arguments)},
+        **{f"executor.prefix[{n}]": text for n, text in enumerate(executor.prefix)},
+        **{f"executor.environment.{name}": text for name, text in executor.environment.items()},
+    }
+    for key, text in templates.items():
+        if re.search(r"[{}\0]", _PLACEHOLDER.sub("", text)):
+            yield (
+                f"{key}: no brace and no NUL is expected but in"
+                " {workspace} {temp} {home} {os_user} {knime_user} {uid}"
+            )
+    # A name of the grammar cannot end a quoted text of KNIME's rule; bare, it could be an operator such as OR.
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", executor.reservation)
+    if "{knime_user}" in unquoted or "{knime_user}" not in executor.reservation or re.search("['\"]", unquoted):
+        yield "executor.reservation: '{knime_user}' in quotes is expected"
+
+
+def _environment(config: "HelperConfig") -> Iterator[str]:
+    for name in config.executor.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+            yield f"executor.environment.{name!a}: a name of A-Z a-z 0-9 _ is expected, no digit first"
+        elif _FIXED.fullmatch(name):
+            yield f"executor.environment.{name}: is set by the helper itself; take it out"
+
+
+def _names(config: "HelperConfig") -> Iterator[str]:
+    qualified = config.users.qualified_names
+    for key, names in (("users.map", config.users.map), ("workspace.names", config.workspace.names)):
+        for pair in names.items():
+            for name in pair:
+                if parse_user_name(name, qualified=qualified) is None:
+                    yield f"{key}: {name[:80]!a} is no user name; the grammar is in the manual"
+    users = config.users
+    lists = {"allow_groups": users.allow_groups, "deny_groups": users.deny_groups, "deny_users": users.deny_users}
+    for key, entries in lists.items():
+        if not all(entry and entry.isprintable() for entry in entries):
+            yield f"users.{key}: names are expected, none empty"
+    if users.min_uid > users.max_uid:
+        yield "users.max_uid: a number not below users.min_uid is expected"
+
+
+def _acl(config: "HelperConfig") -> Iterator[str]:
+    seen = set()
+    for n, entry in enumerate(config.workspace.acl.extra):
+        match = re.fullmatch(r"([ug]:[^:,\0-\x20\x7f][^:,\0-\x1f\x7f]*):[r-][w-][x-]", entry)
+        if match is None or match[1] in seen:
+            yield f"workspace.acl.extra[{n}]: u:NAME:rwx or g:NAME:rwx ('-' = not given), each name once, is expected"
+        seen.add(match and match[1])
+
+
+def _rlimits(config: "HelperConfig") -> Iterator[str]:
+    limits = config.executor.limits
+    for key, value, low, high in (("nofile", limits.nofile, 64, 2**30), ("core", limits.core, 0, 2**62)):
+        if value is not None and not low <= amount(value) <= high:
+            yield f"executor.limits.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
+
+
+def amount(value: int | str) -> int:
+    """Give the number of an integer or of a text such as ``64K`` (systemd's suffixes, base 1024); -1 for no such."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", str(value), re.ASCII)
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else -1
+
+
+def _not_built(config: "HelperConfig") -> Iterator[str]:
+    for key, value in asdict(config.executor.limits).items():
+        if value is not None and key not in {"nofile", "core"}:
+            yield f"executor.limits.{key}: not supported yet; take it out"
+    if config.executor.group_limits:
+        yield "executor.group_limits: not supported yet; take it out"
+    if config.limits.idle_after:
+        yield "limits.idle_after: not supported yet; 0 is expected"
+
+
+_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _rlimits, _not_built)
