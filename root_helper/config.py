@@ -7,7 +7,6 @@ the worker alone, and no fault ever quotes it.
 
 import os
 import re
-import resource
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,10 +109,9 @@ class LimitValues:
     nofile: int | str | None = None
     core: int | str | None = None
 
-    def rlimits(self) -> dict[int, int]:
-        """Give what setrlimit(2) is to set, soft and hard alike."""
-        wanted = {resource.RLIMIT_NOFILE: self.nofile, resource.RLIMIT_CORE: self.core}
-        return {limit: amount(value) for limit, value in wanted.items() if value is not None}
+    def rlimits(self) -> dict[str, int]:
+        """Give what setrlimit(2) is to set, soft and hard alike, under its key."""
+        return {key: amount(value) for key in ("nofile", "core") if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
