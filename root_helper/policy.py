@@ -70,3 +70,12 @@ def _user_id(uid: int, rules: Rules) -> bool:
 def _group_ids(account: Account) -> bool:
     gid_allowed = 0 < account.gid <= MAX_UID and account.gid not in SYSTEMD_UIDS
     return gid_allowed and all(0 < gid <= MAX_UID for gid in account.groups)
+
+
+def directory_name(user: str, os_user: str, owners: Mapping[str, str]) -> str:
+    """Give the name of the user's workspace and temp directory.
+
+    It is the OS user's where that is the KNIME user's own or ``owners`` gives it to this KNIME user, and
+    ``<os user>+<KNIME user>`` otherwise: ``+`` is in no user name, so no two users share a directory.
+    """
+    return os_user if user == owners.get(os_user, os_user) else f"{os_user}+{user}"

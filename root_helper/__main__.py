@@ -1,0 +1,147 @@
+"""The command knime-root-helper: checks itself and its configuration, takes the lock, forks the gate, serves.
+
+It trusts its command line (root's own) and the root-owned configuration. No environment variable changes what it
+does, but for systemd's own (NOTIFY_SOCKET, CREDENTIALS_DIRECTORY, STATE_DIRECTORY).
+"""
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from typing import Final, NoReturn
+
+from protocol.record import Event
+from protocol.settings import SettingsError
+from root_helper import accounts
+from root_helper.audit import AuditLog
+from root_helper.config import HelperConfig, config_faults, load
+from root_helper.gateway import Gateway
+from root_helper.loop import Loop
+from root_helper.policy import directory_name, os_user_of
+from root_helper.scope import systemd_is_there, unit_name
+from root_helper.server import Server
+from root_helper.supervisor import Supervisor
+
+_log: Final = logging.getLogger("helper")
+_CONFIGURATION: Final = 2
+_LOCK_HELD: Final = 75
+_DESCRIPTION: Final = """\
+Starts KNIME Executors as the users that they work for: takes one narrow request at a time over a Unix socket,
+validates the user against the host's accounts, makes home, workspace and temp directory where they are missing,
+drops to the user and executes the executor. Runs as root, in the foreground, logs to stderr. Running executors
+outlive it; a new one adopts them."""
+_EPILOG: Final = """\
+exit status:
+  0   ended by SIGTERM or SIGINT; --check found no fault; --explain: the user may have an executor
+  1   --explain: the user may not, or it could not be decided
+  2   usage or configuration: one line for each fault on stderr
+  4   not run as root
+  75  another helper holds the lock
+
+files:
+  /etc/knime-peruser/helper.toml        the configuration, root's alone
+  /etc/knime-peruser/executor-msgq      the executors' broker URL, root 0600
+  /run/knime-peruser/                   sockets, lock, what a restarted helper adopts from
+  /var/log/knime-peruser/audit.jsonl    who got what, when, by whose request"""
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="knime-root-helper", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", required=True, help="helper.toml; nobody but root may write it")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="validate configuration and host, touch nothing, and exit")
+    mode.add_argument("--explain", metavar="USER", help="print what a start for this KNIME user would decide, as JSON")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        _leave(4, ["knime-root-helper: must be run as root: it starts processes of other users"])
+    os.umask(0o077)
+    try:
+        config = load(arguments.config)
+    except SettingsError as error:
+        _leave(_CONFIGURATION, error.faults)
+    if arguments.explain is not None:
+        sys.exit(_explain(arguments.explain, config))
+    if faults := [f"{arguments.config}: {fault}" for fault in (*config_faults(config), *_account_faults(config))]:
+        _leave(_CONFIGURATION, faults)
+    if not arguments.check:
+        _serve(config)
+
+
+def _serve(config: HelperConfig) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    run_directory = os.path.dirname(config.socket.path)
+    lock = os.open(os.path.join(run_directory, "helper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _leave(_LOCK_HELD, [f"{run_directory}/helper.lock: another knime-root-helper is running; it is left alone"])
+    listener, gate = _ids(config.socket.listener_user), _ids(config.socket.gate_user)
+    gateway = Gateway(config.socket.path, listener, gate)  # before anything else is in this process's memory
+    audit = AuditLog(
+        config.audit.path, rotate_size=config.audit.rotate_size, keep_days=config.audit.keep_days,
+        adm=accounts.group_id("adm") or 0, host=os.uname().nodename,
+    )  # fmt: skip
+    audit.record(Event(event="helper_started", pid=os.getpid()))
+    if not systemd_is_there():
+        _log.warning("no systemd: executors run without scopes, known by pid, start time, uid and session")
+    loop = Loop()
+    state = os.environ.get("STATE_DIRECTORY", "/var/lib/knime-peruser")
+    supervisor = Supervisor(config, loop, audit, (os.path.join(run_directory, "executors"), state))
+    Server(supervisor, loop, gateway).run()
+    audit.record_end(Event(event="helper_stopped", pid=os.getpid()))
+
+
+def _explain(user: str, config: HelperConfig) -> int:
+    """Print every decision of a start, without starting anything."""
+    users = config.users
+    os_user = os_user_of(user, users.map, lowercase=users.lowercase, qualified=users.qualified_names)
+    found: dict[str, object] = {"user": user, "os_user": os_user, "decision": "refused", "reason": "invalid_name"}
+    if os_user is not None:
+        name = directory_name(user, os_user, config.workspace.names)
+        try:
+            account, reason = accounts.decide(os_user, config)
+            decision = "refused" if reason else "would_start"
+        except accounts.Undecided as error:
+            account, reason, decision = None, None, f"failed: {error}"
+        found |= {
+            "decision": decision,
+            "reason": reason,
+            "account": asdict(account) if account else None,
+            "workspace": os.path.join(config.executor.workspaces, name),
+            "temp": os.path.join(config.executor.temp, name),
+            "scope": unit_name(name),
+        }
+    print(json.dumps(found, indent=2))  # noqa: T201  the command's output
+    return 0 if found["decision"] == "would_start" else 1
+
+
+def _account_faults(config: HelperConfig) -> list[str]:
+    names = {"socket.listener_user": config.socket.listener_user, "socket.gate_user": config.socket.gate_user}
+    return [
+        f"{key}: there is no account {name}: systemd-sysusers makes it"
+        for key, name in names.items()
+        if accounts.user_ids(name) is None
+    ]
+
+
+def _ids(name: str) -> tuple[int, int]:
+    ids = accounts.user_ids(name)
+    if ids is None or 0 in ids:
+        _leave(_CONFIGURATION, [f"{name}: an account of its own, not root's, is expected"])
+    return ids
+
+
+def _leave(status: int, faults: list[str]) -> NoReturn:
+    sys.stderr.write("".join(f"{fault}\n" for fault in faults))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

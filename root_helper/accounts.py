@@ -1,0 +1,103 @@
+"""Who is this user? The only file that asks NSS, through pwd and grp; it runs in a worker, never in the supervisor.
+
+It trusts nothing that it is told beyond what it says: policy.py decides what an account may do. A question that could
+not be answered is ``Undecided``, never "no such user": a directory that is down must cost nobody a job.
+"""
+
+import grp
+import os
+import pwd
+from collections.abc import Iterable, Sequence
+
+from protocol.messages import RefusedReason
+from protocol.names import UserName
+from root_helper.config import HelperConfig
+from root_helper.policy import Account, Rules, refusal
+
+
+class Undecided(Exception):
+    """The directory service did not answer; the text says which question was asked."""
+
+
+def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, RefusedReason | None]:
+    """Look the name up and decide; the account is None where NSS knows none.
+
+    Raises:
+        Undecided: it could not be decided now.
+    """
+    account = account_of(name)
+    if account is None:
+        return None, RefusedReason.UNKNOWN_USER
+    return account, refusal(name, account, rules(config))
+
+
+def account_of(name: UserName) -> Account | None:
+    """Give the account, its groups asked once, so that the list that is checked is the list that is set.
+
+    Raises:
+        Undecided: NSS failed.
+    """
+    try:
+        entry = pwd.getpwnam(name)
+        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except KeyError:
+        return None
+    except OSError as error:
+        raise Undecided(f"NSS look-up of {name}: {error.strerror}") from error
+    unsigned = tuple(sorted({gid % 2**32 for gid in (entry.pw_gid, *groups)}))  # gid_t is unsigned, getgrouplist's int
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid % 2**32, unsigned, entry.pw_dir, entry.pw_shell)
+
+
+def rules(config: HelperConfig) -> Rules:
+    """Resolve the configured names to ids, which alone are compared.
+
+    Raises:
+        Undecided: a group of ``allow_groups`` cannot be found; one of ``deny_groups`` that does not exist is skipped.
+    """
+    users = config.users
+    denied = (group_id(name) for name in users.deny_groups)
+    return Rules(
+        min_uid=users.min_uid,
+        max_uid=users.max_uid,
+        deny_users=frozenset(users.deny_users),
+        denied_uids=_own_uids(config),
+        deny_gids=frozenset(gid for gid in denied if gid is not None),
+        allow_gids=frozenset(_known(users.allow_groups)) if users.allow_groups else None,
+    )
+
+
+def group_id(name: str) -> int | None:
+    """Give the gid of a group, None where there is none.
+
+    Raises:
+        Undecided: NSS failed.
+    """
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+    except OSError as error:
+        raise Undecided(f"NSS look-up of group {name}: {error.strerror}") from error
+
+
+def user_ids(name: str) -> tuple[int, int] | None:
+    """Give uid and primary gid of a local account of the configuration, None where there is none."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _own_uids(config: HelperConfig) -> frozenset[int]:
+    """Give the uids that must never have an executor: the daemons' own and the installation's owner."""
+    own = (user_ids(name) for name in (config.socket.listener_user, config.socket.gate_user))
+    return frozenset((os.stat(config.executor.home).st_uid, *(ids[0] for ids in own if ids is not None)))
+
+
+def _known(names: Sequence[str]) -> Iterable[int]:
+    for name in names:
+        gid = group_id(name)
+        if gid is None:
+            raise Undecided(f"users.allow_groups: NSS knows no group {name}")
+        yield gid

@@ -1,0 +1,173 @@
+"""The record of every request, start and end: append-only JSON lines, each with the hash of the one before.
+
+It trusts the directory that it writes to, which only root may write. It fails closed: where a record cannot be
+written, ``AuditUnavailable`` is raised and nothing is started. What a caller can cause at will is bounded.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from protocol.record import FIRST_PREV, Event, sealed
+from root_helper.limits import Bound
+
+_ANCHOR_RECORDS: Final = 1000
+_ANCHOR_SECONDS: Final = 600.0
+_SUMMARY_SECONDS: Final = 60.0
+_LONGEST_RECORD: Final = 8192
+_log: Final = logging.getLogger("audit")
+T = TypeVar("T")
+
+
+class AuditUnavailable(Exception):
+    """The record could not be written; the text names the file and the reason."""
+
+
+class AuditLog:
+    """The one writer of the log. ``adm`` is the gid that may read it."""
+
+    def __init__(self, path: str, *, rotate_size: int, keep_days: int, adm: int, host: str) -> None:
+        """Open the log, repair a torn last line, take up the chain.
+
+        Raises:
+            AuditUnavailable: the file cannot be opened, read or continued.
+        """
+        self._path, self._rotate_size, self._keep = path, rotate_size, keep_days * 86400
+        self._adm, self._host = adm, host
+        self._seq, self._prev, self._first = 0, FIRST_PREV, 1
+        self._owed: deque[Event] = deque(maxlen=1000)
+        self._bound, self._summary_due = Bound(), 0.0
+        self._anchored, self._anchor_due = 0, 0.0
+        self._guarded(self._open)
+        self._guarded(self._take_up)
+        self._anchor()
+
+    def record(self, event: Event) -> int:
+        """Write what always is written; give its seq. It is on disk after ``sync``.
+
+        Raises:
+            AuditUnavailable: it is not written, and nothing must follow from it.
+        """
+        while self._owed:
+            self._guarded(lambda: self._write(self._owed[0]))
+            self._owed.popleft()
+        return self._guarded(lambda: self._write(event))
+
+    def record_end(self, event: Event) -> int:
+        """Write an end, or keep it until the log can be written again; give its seq, or the next one."""
+        try:
+            return self.record(event)
+        except AuditUnavailable as error:
+            self._owed.append(event)
+            _log.error("an end is kept in memory user=%s: %s", event.user, error)
+            return self._seq + 1
+
+    def note(self, event: Event, now: float) -> None:
+        """Write what a caller can cause at will, within the bound; the rest is counted. ``now``: monotonic seconds."""
+        if self._bound.allows(event.reason or event.decision or event.event, now):
+            with contextlib.suppress(AuditUnavailable):  # nothing follows from it
+                self.record(event)
+
+    def tick(self, now: float) -> None:
+        """Write what is due by time: the count of what was left out, the anchor."""
+        if now >= self._summary_due:
+            self._summary_due = now + _SUMMARY_SECONDS
+            counts, self._bound.suppressed = self._bound.suppressed, {}
+            if counts:
+                reason = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
+                self.record_end(Event(event="suppressed", reason=reason))
+        if now >= self._anchor_due:
+            self._anchor_due = now + _ANCHOR_SECONDS
+            self._anchor()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            AuditUnavailable: it may not be there.
+        """
+        self._guarded(lambda: os.fdatasync(self._file))
+
+    def _guarded(self, step: Callable[[], T]) -> T:
+        try:
+            return step()
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise AuditUnavailable(f"audit log {self._path}: {error}") from error
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.open(self._path, flags, 0o640)
+        os.fchmod(self._file, 0o640)
+        # PRIVILEGED: by descriptor, in a directory that only root can write: auditors of group adm may read.
+        os.fchown(self._file, 0, self._adm)
+        self._size = os.fstat(self._file).st_size
+
+    def _take_up(self) -> None:
+        """Go on where the last whole record ends; what a power cut left of the next one is cut off, and said."""
+        torn = self._continue(self._file, self._size) if self._size else 0
+        if not self._seq and (rotated := self._rotated()):
+            with open(f"{self._path}.{max(rotated)}", "rb") as newest:  # a crash in mid-rotation
+                self._continue(newest.fileno(), os.fstat(newest.fileno()).st_size)
+            self._first = self._seq + 1
+        if torn:
+            self._size -= torn
+            os.ftruncate(self._file, self._size)
+            self._write(Event(event="log_repaired", reason=f"a torn last line of {torn} bytes was cut off"))
+
+    def _continue(self, file: int, size: int) -> int:
+        """Take seq and hash of the file's last whole record; give the bytes that stand after it."""
+        tail = os.pread(file, _LONGEST_RECORD, max(0, size - _LONGEST_RECORD))
+        end = tail.rfind(b"\n") + 1
+        if end:
+            last = json.loads(tail[tail.rfind(b"\n", 0, end - 1) + 1 : end])
+            self._seq, self._prev = int(last["seq"]), str(last["hash"])
+            self._first = int(json.loads(os.pread(file, _LONGEST_RECORD, 0).partition(b"\n")[0])["seq"])
+        elif size > _LONGEST_RECORD:
+            raise ValueError("no record ends in its last 8 KiB")
+        return len(tail) - end
+
+    def _rotated(self) -> list[int]:
+        """Give the first seq of each rotated file, which is the end of its name."""
+        directory, name = os.path.split(self._path)
+        ends = [entry.removeprefix(f"{name}.") for entry in os.listdir(directory) if entry.startswith(f"{name}.")]
+        return [int(end) for end in ends if end.isdigit()]
+
+    def _write(self, event: Event) -> int:
+        if self._size >= self._rotate_size:
+            self._rotate()
+        self._check_file()
+        line, digest = sealed(event, seq=self._seq + 1, prev=self._prev, time=time.time(), host=self._host)
+        written = os.write(self._file, line)
+        if written != len(line):
+            os.ftruncate(self._file, self._size)
+            raise OSError(f"{written} of {len(line)} bytes written: is the disk full?")
+        self._seq, self._prev, self._size = self._seq + 1, digest, self._size + written
+        if self._seq - self._anchored >= _ANCHOR_RECORDS:
+            self._anchor()
+        return self._seq
+
+    def _check_file(self) -> None:
+        status = os.fstat(self._file)
+        if status.st_nlink == 0 or status.st_size != self._size:
+            raise OSError("it was removed or changed by somebody else; look at it, then restart the helper")
+
+    def _rotate(self) -> None:
+        os.fdatasync(self._file)
+        os.rename(self._path, f"{self._path}.{self._first}")
+        os.close(self._file)
+        self._first, self._size = self._seq + 1, 0
+        self._open()
+        self._anchor()
+        for first in self._rotated():
+            if os.stat(f"{self._path}.{first}").st_mtime < time.time() - self._keep:
+                os.unlink(f"{self._path}.{first}")
+
+    def _anchor(self) -> None:
+        """Tell the journal where the chain is: forwarded off the host, it proves what a rewrite would hide."""
+        self._anchored = self._seq
+        _log.info("audit-anchor %d %s", self._seq, self._prev)

@@ -1,0 +1,185 @@
+"""Who runs what: the registry of executors, the state files that a restarted helper adopts from, facts from /proc.
+
+An executor is a process with this pid, this start time, on this boot, with this uid, never a name. The state files
+stand in a directory that only root can write; what is in them is checked against the kernel all the same.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+_FORKNOEXEC: Final = 0x40  # PF_FORKNOEXEC, include/linux/sched.h: forked, has not executed anything yet
+_MAX_STATE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """One executor. ``start_time``: field 22 of /proc/PID/stat, ticks since boot; ``since``: Unix seconds."""
+
+    user: str
+    os_user: str
+    uid: int
+    pid: int
+    start_time: int
+    boot_id: str
+    since: float
+    cgroup: int | None
+    scope: str | None
+
+
+class Stat(NamedTuple):
+    """What /proc/PID/stat says: proc(5)."""
+
+    session: int
+    flags: int
+    start_time: int
+
+    @property
+    def executed(self) -> bool:
+        """Tell whether the process called execve since it was forked."""
+        return not self.flags & _FORKNOEXEC
+
+
+def stat_of(pid: int) -> Stat | None:
+    """Give the facts of a process, None where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before it can hold anything
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Stat(session=int(fields[3]), flags=int(fields[6]), start_time=int(fields[19]))
+
+
+def boot_id() -> str:
+    """Give the kernel's random id of this boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def uid_of(pid: int) -> int | None:
+    """Give the uid that all four ids of a process are, None where it is gone or they differ."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            line = next(line for line in file if line.startswith(b"Uid:"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return None
+    uids = {int(uid) for uid in line.split()[1:]}
+    return uids.pop() if len(uids) == 1 else None
+
+
+def members(executor: Executor) -> list[int]:
+    """Give what is left of an executor where there is no scope: processes of its session with its uid, main one too."""
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if (stat := stat_of(pid)) and stat.session == executor.pid and uid_of(pid) == executor.uid
+    ]
+
+
+def signal_members(executor: Executor, number: signal.Signals) -> None:
+    """Send the signal to each; a pidfd is opened first and the facts are looked at again, so no stranger is hit."""
+    for pid in members(executor):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                stat = stat_of(pid)
+                if stat and stat.session == executor.pid and uid_of(pid) == executor.uid:
+                    # PRIVILEGED: another user's process, known by descriptor, session and uid.
+                    signal.pidfd_send_signal(pidfd, number)
+            finally:
+                os.close(pidfd)
+
+
+class Registry:
+    """The executors by KNIME user, each with its pidfd, each with a state file in ``directory``."""
+
+    def __init__(self, directory: str) -> None:
+        """Open the state directory, which is made where it is missing."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._boot_id = boot_id()
+        self.by_user: dict[str, Executor] = {}
+        self.pidfds: dict[str, int] = {}
+        self.leaving: dict[str, Executor] = {}
+
+    def described(self, user: str, pid: int, facts: dict[str, Any]) -> Executor | None:
+        """Make the entry of a worker that is ready; None where the process is gone."""
+        stat = stat_of(pid)
+        if stat is None:
+            return None
+        return Executor(
+            user, facts["os_user"], facts["uid"], pid, stat.start_time, self._boot_id, time.time(),
+            facts["cgroup"], facts["scope"],
+        )  # fmt: skip
+
+    def save(self, executor: Executor) -> None:
+        """Write the state file: complete, then renamed.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        staging = f".{executor.user}.new"  # no user name starts with a dot
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(staging, flags, 0o600, dir_fd=self._directory), "w", encoding="ascii") as file:
+            json.dump(asdict(executor), file)
+        os.rename(staging, executor.user, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def add(self, executor: Executor, pidfd: int) -> None:
+        """Take over an executor and the pidfd that stands for it."""
+        self.by_user[executor.user], self.pidfds[executor.user] = executor, pidfd
+
+    def everybody(self) -> list[Executor]:
+        """Give all that have processes: running, or ended with something left behind."""
+        return [*self.by_user.values(), *self.leaving.values()]
+
+    def leave(self, executor: Executor) -> None:
+        """Note that the main process ended; the pidfd is closed already."""
+        self.by_user.pop(executor.user, None)
+        self.pidfds.pop(executor.user, None)
+        self.leaving[executor.user] = executor
+
+    def gone(self, executor: Executor) -> None:
+        """Forget an executor of which nothing is left."""
+        self.leaving.pop(executor.user, None)
+        self.forget_state(executor.user)
+
+    def forget_state(self, user: str) -> None:
+        """Remove the state file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(user, dir_fd=self._directory)
+
+    def adopt(self, ended: Callable[[Executor], None]) -> None:
+        """Take over what an earlier helper started; ``ended`` is called for each that ended in between."""
+        for executor in self._saved():
+            try:
+                pidfd = os.pidfd_open(executor.pid)
+            except ProcessLookupError:
+                pidfd = None
+            if pidfd is not None and self._is_it(executor):
+                self.add(executor, pidfd)
+                continue
+            if pidfd is not None:
+                os.close(pidfd)
+            ended(executor)
+
+    def _is_it(self, executor: Executor) -> bool:
+        stat = stat_of(executor.pid)
+        same = stat is not None and stat.start_time == executor.start_time and executor.boot_id == self._boot_id
+        return same and uid_of(executor.pid) == executor.uid
+
+    def _saved(self) -> Iterator[Executor]:
+        for name in sorted(os.listdir(self._directory)):
+            if name.startswith("."):
+                continue
+            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory), "rb") as file:
+                text = file.read(_MAX_STATE)
+            with contextlib.suppress(ValueError, TypeError):  # damaged: nothing to adopt from
+                executor = Executor(**json.loads(text))
+                if executor.user == name:
+                    yield executor

@@ -1,0 +1,121 @@
+"""The supervisor's end of the gate: binds the socket, runs the gate without privilege, packs and unpacks datagrams.
+
+It trusts the kernel's socket calls. It does not trust the gate: a datagram that is not of the agreed form is counted
+as a frame that does not decode, and a gate that dies is executed anew on the same listening descriptor.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from protocol.messages import MAX_REQUEST
+from protocol.record import Peer
+from root_helper.spawn import become, end_with, no_new_privileges
+
+_GATE: Final = str(Path(__file__).with_name("gate.py"))
+_HEADER: Final = struct.Struct("=cIIIB")
+_MAX_DATAGRAM: Final = _HEADER.size + 255 + MAX_REQUEST
+_RLIMITS: Final = ((resource.RLIMIT_NOFILE, 4096), (resource.RLIMIT_AS, 256 * 2**20), (resource.RLIMIT_CORE, 0))
+
+
+class Datagram(NamedTuple):
+    """What the gate handed over: a frame and the address to answer to, or a stranger (``frame`` is None)."""
+
+    peer: Peer
+    identity: bytes
+    frame: bytes | None
+
+
+class Gateway:
+    """The gate process and the socket that it serves."""
+
+    def __init__(self, path: str, listener: tuple[int, int], gate: tuple[int, int]) -> None:
+        """Bind ``path`` for the listener's (uid, gid) and run the gate as its own (uid, gid)."""
+        self._path, self._listener, self._gate = path, listener, gate
+        self._bind()
+        self.start()
+
+    def _bind(self) -> None:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)  # the lock is held: it is a left-over
+        umask = os.umask(0o117)
+        listening.bind(self._path)
+        os.umask(umask)
+        # PRIVILEGED: the socket's directory is root's and not writable by others, so the path is what was bound.
+        os.chown(self._path, 0, self._listener[1])
+        listening.listen(128)
+        self._inode = os.stat(self._path).st_ino
+        self._listening = listening.detach()
+
+    def start(self) -> None:
+        """Fork the gate and execute it anew, so that none of root's memory goes along."""
+        self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.setblocking(False)
+        # PRIVILEGED: the child drops to the gate's account before it executes anything.
+        parent, self.pid = os.getpid(), os.fork()
+        if self.pid == 0:
+            self._execute(far, parent)
+        far.close()
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def _execute(self, far: socket.socket, parent: int) -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            for limit, value in _RLIMITS:
+                resource.setrlimit(limit, (value, value))
+            # PRIVILEGED: gives root up for good.
+            become(*self._gate, ())
+            no_new_privileges()
+            end_with(parent)
+            descriptors = [os.dup(self._listening), os.dup(far.fileno())]
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, True)
+            arguments = [sys.executable, "-I", _GATE, *map(str, descriptors), str(self._listener[0])]
+            os.execve(sys.executable, arguments, {})
+        finally:
+            os._exit(127)
+
+    def ended(self) -> int:
+        """Reap the gate that died and close what led to it; give its status."""
+        self.channel.close()
+        os.close(self.pidfd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def socket_is_there(self) -> bool:
+        """Tell whether the path still names the bound socket."""
+        try:
+            status = os.stat(self._path, follow_symlinks=False)
+        except OSError:
+            return False
+        return stat.S_ISSOCK(status.st_mode) and status.st_ino == self._inode
+
+    def bind_again(self) -> None:
+        """Bind a socket file that vanished; the gate that serves the old one is ended and restarts on the new."""
+        os.close(self._listening)
+        self._bind()
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def receive(self) -> Datagram | None:
+        """Give the next datagram, None where there is none."""
+        try:
+            datagram = self.channel.recv(_MAX_DATAGRAM + 1)
+        except (BlockingIOError, ConnectionError):
+            return None
+        if len(datagram) < _HEADER.size:
+            return None if not datagram else Datagram(Peer(*self._gate, self.pid), b"", b"")
+        kind, uid, gid, pid, length = _HEADER.unpack_from(datagram)
+        identity, frame = datagram[_HEADER.size :][:length], datagram[_HEADER.size + length :]
+        return Datagram(Peer(uid, gid, pid), identity, None if kind == b"S" else frame)
+
+    def send(self, identity: bytes, frame: bytes) -> None:
+        """Answer through the gate; with a gate that does not read, the reply is lost and will be asked for again."""
+        with contextlib.suppress(OSError):
+            self.channel.send(bytes([len(identity)]) + identity + frame)

@@ -1,0 +1,43 @@
+"""The poll loop: descriptors, timers, one thread, nothing that waits for anything else."""
+
+import heapq
+import itertools
+import selectors
+import time
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class Loop:
+    """Calls back when a descriptor is readable or a time has come; times in monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._order = itertools.count()
+
+    def watch(self, descriptor: int, callback: Callback) -> None:
+        """Call back whenever the descriptor is readable; a callback that was there is replaced."""
+        if descriptor in self._selector.get_map():
+            self._selector.unregister(descriptor)
+        self._selector.register(descriptor, selectors.EVENT_READ, callback)
+
+    def forget(self, descriptor: int) -> None:
+        """Watch the descriptor no more; before it is closed."""
+        self._selector.unregister(descriptor)
+
+    def after(self, seconds: float, callback: Callback) -> None:
+        """Call back once; there is no way to take it back, so a callback looks whether it still matters."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))
+
+    def round(self) -> None:
+        """Wait for the next things to do, and do them."""
+        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        for key, _ in self._selector.select(timeout):
+            current = self._selector.get_map().get(key.fd)
+            if current is not None and current.data == key.data:  # not forgotten or replaced in this very round
+                key.data()
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()

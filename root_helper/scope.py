@@ -1,0 +1,117 @@
+"""systemd's scopes: each executor in a cgroup of its own, outside the helper's unit, so that it outlives both daemons.
+
+It trusts PID 1 and the system bus. ``busctl`` is executed by its absolute path, without a shell, with an empty
+environment; a unit's name is built here from a directory's name, escaped.
+"""
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_BUSCTL: Final = "/usr/bin/busctl"
+_MANAGER: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+_CGROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # unified, or hybrid
+_SLICE: Final = "knime-executors.slice"
+_PATIENCE: Final = 2.0
+"""Seconds that a name may still be taken, or the process not yet moved."""
+
+
+class ScopeUnavailable(Exception):
+    """systemd is there, but gave no scope: nothing may be started outside one."""
+
+
+class Scope(NamedTuple):
+    """The unit's name and its cgroup's id, the inode of the cgroup2 directory."""
+
+    unit: str
+    cgroup: int
+
+
+def systemd_is_there() -> bool:
+    """Tell whether PID 1 is systemd: sd_booted(3)."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def enter(directory_name: str, mounts: Sequence[str], stop_grace: float) -> Scope | None:
+    """Move this process into a scope of its own and give it; None where no systemd runs.
+
+    Raises:
+        ScopeUnavailable: systemd or the bus did not do it.
+    """
+    if not systemd_is_there():
+        return None
+    unit = unit_name(directory_name)
+    deadline = time.monotonic() + _PATIENCE
+    while (said := _start(unit, mounts, stop_grace)) is not None:
+        if "already" not in said or time.monotonic() > deadline:
+            raise ScopeUnavailable(f"{unit}: {said}")
+        _pause()
+    while not (path := own_cgroup()).endswith(f"/{unit}"):
+        if time.monotonic() > deadline:
+            raise ScopeUnavailable(f"{unit}: the process was not moved into it")
+        _pause()
+    return Scope(unit, _directory(path).stat().st_ino)
+
+
+def unit_name(directory_name: str) -> str:
+    """Give the scope's name: systemd-escape(1) of the directory's, shortened by a hash where it is long."""
+    kept = ":_."
+    escaped = "".join(
+        char if char.isalnum() or (char in kept and n) else f"\\x{ord(char):02x}"
+        for n, char in enumerate(directory_name)
+    )
+    if len(escaped) > 200:
+        escaped = escaped[:100] + hashlib.sha256(escaped.encode("ascii")).hexdigest()[:16]
+    return f"knime-executor-{escaped}.scope"
+
+
+def own_cgroup() -> str:
+    """Give this process's path in the unified hierarchy, "" where there is none: cgroups(7)."""
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+
+
+def processes(unit: str) -> list[int]:
+    """Give the pids that are in the scope still."""
+    try:
+        text = (_directory(f"/knime.slice/{_SLICE}/{unit}") / "cgroup.procs").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return [int(pid) for pid in text.split()]
+
+
+def _directory(path: str) -> Path:
+    return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), _CGROUPS[0])
+
+
+def _start(unit: str, mounts: Sequence[str], stop_grace: float) -> str | None:
+    """Call StartTransientUnit (org.freedesktop.systemd1(5)) for this process; give what went wrong, or None."""
+    properties = (
+        ("PIDs", "au", "1", str(os.getpid())),
+        ("Slice", "s", _SLICE),
+        ("Description", "s", "KNIME Executor of one user"),
+        ("KillMode", "s", "control-group"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("TimeoutStopUSec", "t", str(int(stop_grace * 1e6))),
+        ("After", "as", "1", "remote-fs.target"),
+        ("RequiresMountsFor", "as", str(len(mounts)), *mounts),
+    )
+    flat = [word for entry in properties for word in entry]
+    call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", str(len(properties)), *flat, "0"]
+    try:
+        # PRIVILEGED: uid 0 on the system bus may start units: this one kind, for this process.
+        done = subprocess.run(  # noqa: S603  a fixed program, arguments of our own making, no shell
+            [_BUSCTL, "--system", "--quiet", "call", *_MANAGER, *call],
+            env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"busctl: {error}"
+    return None if done.returncode == 0 else done.stderr.decode("ascii", "backslashreplace").strip()[:200] or "refused"
+
+
+def _pause() -> None:
+    time.sleep(0.002)  # a worker's own time: nobody else waits

@@ -1,0 +1,175 @@
+"""Wires the parts to the poll loop: the gate, the operators' socket, signals, what is due by time.
+
+It trusts the kernel's word on who is at the other end of the operators' socket (SO_PEERCRED), and nobody's bytes.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import struct
+import time
+from collections import OrderedDict
+from typing import Final
+
+from protocol.codec import encode_reply
+from protocol.messages import MAX_REQUEST, Exited, Reply
+from protocol.record import Event, Peer
+from root_helper.gateway import Gateway
+from root_helper.loop import Loop
+from root_helper.requests import Came, Channel, dispatch
+from root_helper.supervisor import Supervisor
+
+_FRAMES_A_ROUND: Final = 8
+_MAX_PEERS: Final = 8
+_MAX_OPERATORS: Final = 8
+_TICK: Final = 5.0
+_LONGEST_GATE_PAUSE: Final = 1.0
+_log: Final = logging.getLogger("server")
+
+
+class Server:
+    """The helper at work."""
+
+    def __init__(self, supervisor: Supervisor, loop: Loop, gateway: Gateway) -> None:
+        """Take up the sockets and the signals."""
+        self._supervisor, self._loop, self._gateway = supervisor, loop, gateway
+        self._identities: OrderedDict[bytes, None] = OrderedDict()
+        self._operators: dict[int, socket.socket] = {}
+        self._gate_pause, self._serving = 0.05, True
+        supervisor.notify = self._notify
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; the executors live on."""
+        self._watch_signals()
+        self._watch_gate()
+        self._listen_for_operators()
+        self._tick()
+        _say("READY=1")
+        while self._serving:
+            self._loop.round()
+            self._supervisor.starts.release_ready()
+        _say("STOPPING=1")
+
+    def _watch_signals(self) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop_serving)
+        self._loop.watch(reading, lambda: self._woken(reading))
+
+    def _stop_serving(self, *_: object) -> None:
+        self._serving = False
+
+    def _woken(self, reading: int) -> None:
+        os.read(reading, 64)  # the signal's handler has run; the loop looks at what it set
+
+    def _watch_gate(self) -> None:
+        gateway = self._gateway
+        self._loop.watch(gateway.channel.fileno(), self._receive)
+        self._loop.watch(gateway.pidfd, self._gate_ended)
+
+    def _receive(self) -> None:
+        now = time.monotonic()
+        for _ in range(_FRAMES_A_ROUND):
+            datagram = self._gateway.receive()
+            if datagram is None:
+                return
+            if datagram.frame is None:
+                self._supervisor.audit.note(Event(event="refused_peer", peer=datagram.peer, reason="stranger"), now)
+                continue
+            self._remember(datagram.identity)
+            self._dispatch(datagram.identity, datagram.frame, datagram.peer, now)
+
+    def _dispatch(self, identity: bytes, frame: bytes, peer: Peer, now: float) -> None:
+        def answer(reply: Reply) -> None:
+            self._gateway.send(identity, encode_reply(reply))
+
+        dispatch(self._supervisor, frame, Came(Channel.GATE, peer, answer), now)
+
+    def _remember(self, identity: bytes) -> None:
+        """Keep who has spoken last: they get the notices."""
+        self._identities[identity] = None
+        self._identities.move_to_end(identity)
+        if len(self._identities) > _MAX_PEERS:
+            self._identities.popitem(last=False)
+
+    def _notify(self, notice: Exited) -> None:
+        for identity in self._identities:
+            self._gateway.send(identity, encode_reply(notice))
+
+    def _gate_ended(self) -> None:
+        """Run the gate again, at once the first time and with a growing pause after; it lives, it is forgiven."""
+        self._loop.forget(self._gateway.channel.fileno())
+        self._loop.forget(self._gateway.pidfd)
+        _log.error("the gate ended status=%d; it is started again", self._gateway.ended())
+        self._identities.clear()
+        self._loop.after(self._gate_pause, self._restart_gate)
+        self._gate_pause = min(self._gate_pause * 2, _LONGEST_GATE_PAUSE)
+
+    def _restart_gate(self) -> None:
+        self._gateway.start()
+        self._watch_gate()
+
+    def _tick(self) -> None:
+        self._supervisor.audit.tick(time.monotonic())
+        self._gate_pause = max(0.05, self._gate_pause / 2)
+        if not self._gateway.socket_is_there():
+            _log.error("the socket file is gone; it is bound again")
+            self._gateway.bind_again()
+        _say("WATCHDOG=1")
+        self._loop.after(_TICK, self._tick)
+
+    def _listen_for_operators(self) -> None:
+        path = self._supervisor.config.socket.operator_path
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # the lock is held: it is a left-over
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listening.bind(path)  # umask 0077: root alone
+        listening.listen(_MAX_OPERATORS)
+        self._loop.watch(listening.fileno(), lambda: self._accept(listening))
+
+    def _accept(self, listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        peer = Peer(*_peer_credentials(connection))
+        if peer.uid != 0 or len(self._operators) >= _MAX_OPERATORS:
+            now = time.monotonic()
+            self._supervisor.audit.note(Event(event="refused_peer", peer=peer, reason="operator_socket"), now)
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._operators[connection.fileno()] = connection
+        self._loop.watch(connection.fileno(), lambda: self._serve_operator(connection, peer))
+
+    def _serve_operator(self, connection: socket.socket, peer: Peer) -> None:
+        try:
+            frame = connection.recv(MAX_REQUEST + 1)
+        except OSError:
+            frame = b""
+        if not frame:
+            self._loop.forget(connection.fileno())
+            del self._operators[connection.fileno()]
+            connection.close()
+            return
+
+        def answer(reply: Reply) -> None:
+            with contextlib.suppress(OSError):  # an operator who hung up
+                connection.send(encode_reply(reply))
+
+        dispatch(self._supervisor, frame, Came(Channel.OPERATOR, peer, answer), time.monotonic())
+
+
+def _peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Give uid, gid and pid of the other end: SO_PEERCRED, unix(7)."""
+    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid, gid, pid
+
+
+def _say(state: str) -> None:
+    """Tell the service manager, where one listens: sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.sendto(state.encode("ascii"), f"\0{path[1:]}" if path.startswith("@") else path)

@@ -1,0 +1,137 @@
+"""The life of executors: started, adopted after a restart, ended, stopped, and what an end leaves behind.
+
+It trusts pidfds and /proc, never a name. An executor that ended is told to the peers at once; its user gets a new one
+when nothing of the old one is left: a child that outlives a launcher holds the user's lock files.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from protocol.messages import Exited, FailedReason
+from root_helper.audit import AuditLog
+from root_helper.config import HelperConfig
+from root_helper.executors import Executor, Registry, members, signal_members
+from root_helper.limits import BackOff, Rates
+from root_helper.loop import Loop
+from root_helper.starts import RETRY_AFTER, Starts, executor_event
+
+LEFT_BEHIND: Final = 0.2
+"""Seconds after which it is worth asking again while an old executor's processes are being ended."""
+_LOOK_AGAIN: Final = 0.1
+_CHILD_GRACE: Final = 10.0
+_log: Final = logging.getLogger("executor")
+
+
+class Supervisor:
+    """All that the helper knows and decides; no socket, no protocol."""
+
+    def __init__(self, config: HelperConfig, loop: Loop, audit: AuditLog, directories: tuple[str, str]) -> None:
+        """Take over what is running; ``directories`` are those of the state files and of the draining mark."""
+        self.config, self.loop, self.audit = config, loop, audit
+        self.state_directory, self._mark = directories[0], os.path.join(directories[1], "draining")
+        limits = config.limits
+        self.rates, self.back_off = Rates(limits.starts_per_user_per_minute, limits.starts_per_second), BackOff()
+        self.registry = Registry(self.state_directory)
+        self.starts = Starts(config, loop, audit, self.registry, self.rates, self._take_over)
+        self.notify: Callable[[Exited], None] = lambda _: None
+        self._stopping: set[int] = set()
+        self.draining = os.path.exists(self._mark)
+        self.registry.adopt(self._ended)
+        for user, pidfd in self.registry.pidfds.items():
+            self._watch(self.registry.by_user[user], pidfd)
+
+    def free(self) -> int:
+        """Give how many executors more this host takes."""
+        used = len(self.registry.everybody()) + len(self.starts.by_user)
+        return 0 if self.draining else max(0, self.config.limits.max_executors - used)
+
+    def not_now(self, user: str, os_user: str) -> tuple[FailedReason, float] | None:
+        """Say why no executor can be started for this user now, and for how many seconds, or None where one can."""
+        now = time.monotonic()
+        if user in self.registry.leaving:
+            return FailedReason.BACKING_OFF, LEFT_BEHIND
+        if self.draining:
+            return FailedReason.DRAINING, RETRY_AFTER
+        if wait := self.back_off.wait(user, now):
+            return FailedReason.BACKING_OFF, wait
+        same = sum(other.os_user == os_user for other in self.registry.everybody())
+        if self.free() == 0 or self.starts.stuck() or same >= self.config.users.max_per_os_user:
+            return FailedReason.AT_CAPACITY, RETRY_AFTER
+        if wait := self.rates.wait(f"name:{os_user}", now):
+            return FailedReason.RATE_LIMITED, wait
+        return None
+
+    def stop(self, user: str) -> Executor | None:
+        """Tell the user's executor to end: SIGTERM, after ``stop_grace`` SIGKILL; None where there is none."""
+        executor = self.registry.by_user.get(user)
+        if executor is None or executor.pid in self._stopping:
+            return executor
+        self._stopping.add(executor.pid)
+        signal_members(executor, signal.SIGTERM)
+        self.loop.after(self.config.limits.stop_grace, lambda: self._kill(executor))
+        return executor
+
+    def set_draining(self, *, on: bool) -> None:
+        """Keep the mark that survives a restart and a reboot.
+
+        Raises:
+            OSError: it cannot be written or removed; nothing was changed.
+        """
+        if on:
+            os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._mark)
+        self.draining = on
+
+    def _take_over(self, executor: Executor, pidfd: int) -> None:
+        self.registry.add(executor, pidfd)
+        self._watch(executor, pidfd)
+
+    def _watch(self, executor: Executor, pidfd: int) -> None:
+        self.loop.watch(pidfd, lambda: self._exited(executor, pidfd))
+
+    def _exited(self, executor: Executor, pidfd: int) -> None:
+        status = None
+        with contextlib.suppress(ChildProcessError):  # adopted: its parent is init
+            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            if ended is not None:
+                status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        self.loop.forget(pidfd)
+        os.close(pidfd)
+        self._ended(executor, status)
+
+    def _ended(self, executor: Executor, status: int | None = None) -> None:
+        lived = time.clock_gettime(time.CLOCK_BOOTTIME) - executor.start_time / os.sysconf("SC_CLK_TCK")
+        if executor.pid not in self._stopping:
+            self.back_off.ended(executor.user, lived, time.monotonic())
+        self._stopping.discard(executor.pid)
+        how = "status unknown" if status is None else f"status {status}"
+        event = replace(executor_event("exited", executor, how), duration_ms=round(lived * 1000))
+        seq = self.audit.record_end(event)
+        _log.info("exited user=%s pid=%d status=%s", executor.user, executor.pid, status)
+        self.registry.leave(executor)
+        self.notify(Exited(executor.user, executor.uid, executor.pid, status, seq))
+        kill_at = time.monotonic() + min(_CHILD_GRACE, self.config.limits.stop_grace)
+        signal_members(executor, signal.SIGTERM)
+        self._see_off(executor, kill_at)
+
+    def _see_off(self, executor: Executor, kill_at: float) -> None:
+        """Look until nothing is left of the executor; its user is locked as long."""
+        if not members(executor):
+            self.registry.gone(executor)
+            return
+        if time.monotonic() >= kill_at:
+            signal_members(executor, signal.SIGKILL)
+        self.loop.after(_LOOK_AGAIN, lambda: self._see_off(executor, kill_at))
+
+    def _kill(self, executor: Executor) -> None:
+        if self.registry.by_user.get(executor.user) == executor:
+            _log.warning("killed user=%s pid=%d: it did not end in time", executor.user, executor.pid)
+            signal_members(executor, signal.SIGKILL)
