@@ -35,6 +35,7 @@ class Executor:
 class Stat(NamedTuple):
     """What /proc/PID/stat says: proc(5)."""
 
+    state: bytes
     session: int
     flags: int
     start_time: int
@@ -52,7 +53,7 @@ def stat_of(pid: int) -> Stat | None:
             fields = file.read().rpartition(b")")[2].split()  # the name before it can hold anything
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Stat(session=int(fields[3]), flags=int(fields[6]), start_time=int(fields[19]))
+    return Stat(state=fields[0], session=int(fields[3]), flags=int(fields[6]), start_time=int(fields[19]))
 
 
 def boot_id() -> str:
@@ -73,11 +74,11 @@ def uid_of(pid: int) -> int | None:
 
 
 def members(executor: Executor) -> list[int]:
-    """Give what is left of an executor where there is no scope: processes of its session with its uid, main one too."""
+    """Give what is alive of an executor: processes of its session with its uid. A zombie holds nothing any more."""
     return [
         pid
         for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if (stat := stat_of(pid)) and stat.session == executor.pid and uid_of(pid) == executor.uid
+        if (stat := stat_of(pid)) and _is_member(stat, pid, executor)
     ]
 
 
@@ -88,11 +89,15 @@ def signal_members(executor: Executor, number: signal.Signals) -> None:
             pidfd = os.pidfd_open(pid)
             try:
                 stat = stat_of(pid)
-                if stat and stat.session == executor.pid and uid_of(pid) == executor.uid:
+                if stat and _is_member(stat, pid, executor):
                     # PRIVILEGED: another user's process, known by descriptor, session and uid.
                     signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)
+
+
+def _is_member(stat: Stat, pid: int, executor: Executor) -> bool:
+    return stat.session == executor.pid and stat.state not in {b"Z", b"X"} and uid_of(pid) == executor.uid
 
 
 class Registry:

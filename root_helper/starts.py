@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Reply, RequestId, Started
@@ -174,7 +174,8 @@ class Starts:
             return
         try:
             self.registry.save(executor)
-            self.audit.record(executor_event("started", executor, None))
+            first = start.asked[0]
+            self.audit.record(replace(executor_event("started", executor, None), request_id=first.id, peer=first.peer))
         except (OSError, AuditUnavailable) as error:
             unavailable = isinstance(error, AuditUnavailable)
             self._fail(
