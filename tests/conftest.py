@@ -1,0 +1,68 @@
+"""What tests stand on: a private broker for the whole run, and a site of its own for each test that asks for one.
+
+These tests need root and RabbitMQ. Where either is missing they fail and say so: a test that was skipped proves
+nothing.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.accounts import Accounts, run_prefix
+from tests.lab.broker_node import RABBITMQ, BrokerNode
+from tests.lab.site import LAB, Site
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[BrokerNode]:
+    """Run a private RabbitMQ node. A test that stops or kills it must start it again."""
+    _require_root()
+    if not (RABBITMQ / "rabbitmq-server").exists() or shutil.which("epmd") is None:
+        pytest.fail("this test needs RabbitMQ: apt-get install rabbitmq-server, or tests/run", pytrace=False)
+    node = BrokerNode(LAB / f"{run_prefix()}broker")
+    try:
+        node.create()
+        node.start()
+        yield node
+    finally:
+        node.remove()
+
+
+@pytest.fixture
+def site(broker: BrokerNode) -> Iterator[Site]:
+    """Give a site of the test's own, nothing started."""
+    made = Site(broker)
+    try:
+        made.create()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def running_site(site: Site) -> Site:
+    """Give a site of the test's own with both daemons running and the configuration's defaults."""
+    site.start()
+    return site
+
+
+@pytest.fixture
+def users() -> Iterator[Accounts]:
+    """Make users of the OS for a test without a site; their homes are below a root that root alone can write."""
+    _require_root()
+    prefix = run_prefix()
+    homes = LAB / f"{prefix}homes"
+    homes.mkdir(mode=0o755)
+    made = Accounts(homes, prefix)
+    try:
+        yield made
+    finally:
+        made.remove()
+        shutil.rmtree(homes)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("this test makes users and starts daemons: run it as root", pytrace=False)

@@ -1,0 +1,158 @@
+"""Start a program as another user, wait until it is ready, end it: by the id of a process that was started here.
+
+A process is ended by its pid, and only while its start time is still the one noted, so that a pid given to another
+process is left alone. Never by a name.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class NotReadyError(Exception):
+    """A program ended or stayed silent instead of getting ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process, told from a later one of the same pid by its start time in clock ticks since boot (proc(5))."""
+
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """Say whether this very process still runs; one that ended and was not yet waited for does not."""
+        state, started = _stat(self.pid) or ("Z", 0)
+        return started == self.started and state not in "ZX"
+
+
+def process_id(pid: int) -> ProcessId:
+    """Give the identity of a process that runs now."""
+    _, started = _stat(pid) or ("Z", 0)
+    return ProcessId(pid, started)
+
+
+def start(
+    command: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    user: str | None = None,
+    umask: int = 0o022,
+    cwd: str | Path = "/",
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own with this environment only and no descriptor of ours but the log.
+
+    As another ``user`` it has that user's primary group, no other, and no way to a capability.
+    """
+    drop = [] if user is None else ["setpriv", "--reuid", user, "--regid", _primary_group(user), *_NOTHING_MORE]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*drop, *map(str, command)],
+            env={"PATH": PATH, "LANG": "C.UTF-8", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            umask=umask,
+            start_new_session=True,
+        )
+
+
+def end(process: ProcessId, *, grace: float = 15.0, by: signal.Signals = signal.SIGTERM) -> None:
+    """End a process: SIGTERM, and SIGKILL after ``grace`` seconds. One that is gone already is fine."""
+    for sent, patience in ((by, grace), (signal.SIGKILL, 5.0)):
+        if not process.alive():
+            return
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, sent)
+        with suppress(TimeoutError):
+            wait_for(lambda: not process.alive(), patience, f"end of process {process.pid}")
+            return
+    raise TimeoutError(f"process {process.pid} outlives SIGKILL")
+
+
+def processes_of(uids: Sequence[int]) -> Iterator[ProcessId]:
+    """Give every process whose real uid is one of these: for the accounts that were made for a run."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            status = (entry / "status").read_text(encoding="utf-8", errors="replace")
+            if int(status.partition("\nUid:")[2].split(maxsplit=1)[0]) in uids:
+                yield process_id(int(entry.name))
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Wait until the condition holds.
+
+    Raises:
+        TimeoutError: it did not within ``seconds``; the text names ``what`` was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+class ReadinessSocket:
+    """Where a program says READY=1 to (sd_notify(3)), at a path that every user may write to."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.bind(str(path))
+        path.chmod(0o666)
+
+    def wait(self, process: subprocess.Popen[bytes], seconds: float, log: Path) -> None:
+        """Wait for READY=1 of a program that was just started.
+
+        Raises:
+            NotReadyError: it ended, or was not ready in time; with the last lines of its log.
+        """
+        deadline = time.monotonic() + seconds
+        self._socket.settimeout(0.05)
+        while time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                if b"READY=1" in self._socket.recv(4096).split(b"\n"):
+                    return
+                continue
+            if process.poll() is not None:
+                raise NotReadyError(f"{process.args!r} ended with {process.returncode}:\n{tail(log)}")
+        raise NotReadyError(f"{process.args!r} not ready within {seconds} s:\n{tail(log)}")
+
+    def close(self) -> None:
+        """Take the socket away."""
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    """Give the last lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+_NOTHING_MORE: Final = ("--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--")
+
+
+def _primary_group(user: str) -> str:
+    return subprocess.run(["id", "-g", user], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[19])
