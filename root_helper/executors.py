@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
+from root_helper import scope
+
 _FORKNOEXEC: Final = 0x40  # PF_FORKNOEXEC, include/linux/sched.h: forked, has not executed anything yet
 _MAX_STATE: Final = 4096
 
@@ -74,12 +76,9 @@ def uid_of(pid: int) -> int | None:
 
 
 def members(executor: Executor) -> list[int]:
-    """Give what is alive of an executor: processes of its session with its uid. A zombie holds nothing any more."""
-    return [
-        pid
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if (stat := stat_of(pid)) and _is_member(stat, pid, executor)
-    ]
+    """Give what is alive of an executor: what is in its scope, or where it has none, in its session with its uid."""
+    pids = scope.processes(executor.scope) if executor.scope else map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in pids if _is_member(pid, executor)]
 
 
 def signal_members(executor: Executor, number: signal.Signals) -> None:
@@ -88,16 +87,19 @@ def signal_members(executor: Executor, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                stat = stat_of(pid)
-                if stat and _is_member(stat, pid, executor):
+                if _is_member(pid, executor):
                     # PRIVILEGED: another user's process, known by descriptor, session and uid.
                     signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)
 
 
-def _is_member(stat: Stat, pid: int, executor: Executor) -> bool:
-    return stat.session == executor.pid and stat.state not in {b"Z", b"X"} and uid_of(pid) == executor.uid
+def _is_member(pid: int, executor: Executor) -> bool:
+    """Look at the facts; a zombie holds nothing any more."""
+    stat = stat_of(pid)
+    if stat is None or stat.state in {b"Z", b"X"} or uid_of(pid) != executor.uid:
+        return False
+    return executor.scope is not None or stat.session == executor.pid
 
 
 class Registry:
