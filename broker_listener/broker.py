@@ -1,0 +1,344 @@
+"""The broker: two connections that are always wanted, and all of pika, which nothing else imports.
+
+Consuming and publishing have a connection each: a publish that the broker refuses closes its channel, and under a
+memory alarm the broker stops reading from whoever publishes; neither may touch the deliveries that are held. What ends
+a channel ends its connection, says why in one line, and is tried again with a growing pause. No exception of pika
+leaves this file, no property is decoded, and no password is kept: it is read at each connect and given to pika alone.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Protocol
+
+import pika
+from pika import spec
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import AMQPError
+
+from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_password, tls_context
+from broker_listener.consuming import ConsumeEvents, Consumer, Delivery
+from broker_listener.link import Link, Lost, Role
+from broker_listener.properties import RawProperties
+from broker_listener.publishing import Outcome, Publisher, PublishEvents
+
+__all__ = ["Broker", "BrokerEvents", "Delivery", "Outcome"]
+
+FRAME_MAX: Final = 131072
+HEARTBEAT: Final = 30
+CONNECT_TIMEOUT: Final = 10.0
+CLOSE_TIMEOUT: Final = 1.0
+
+spec.props[spec.BasicProperties.INDEX] = RawProperties
+# What pika logs may hold what a message holds, over several lines; what matters of it is logged here.
+logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
+
+
+class BrokerEvents(ConsumeEvents, PublishEvents, Protocol):
+    """What the broker tells; a call that raises is logged and ends the message it was about."""
+
+
+class Broker:
+    """The two connections. All methods are called in the loop that ``start`` was called in."""
+
+    def __init__(self, config: BrokerConfig, events: BrokerEvents) -> None:
+        self._consumer = Consumer(config, events)
+        self._publisher = Publisher(config, events)
+        self._consume = Link(config.urls, self._consumer, partial(connect, config))
+        self._publish = Link(config.urls, self._publisher, partial(connect, config))
+        self.ack = self._consumer.ack
+        self.give_back = self._consumer.give_back
+        self.hand_over = self._publisher.hand_over
+        self.park = self._publisher.park
+
+    def start(self) -> None:
+        """Begin to connect; the events tell the rest."""
+        self._consume.start()
+        self._publish.start()
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the caller's share of its own time to stop
+        """Wait for what is unconfirmed, send what is settled, close both; at most ``timeout`` seconds."""
+        await self._publish.close(timeout / 2)
+        await self._consume.close(timeout / 2)
+
+    @property
+    def account(self) -> str:
+        """The account that publishes: no other may stand in ``user_id``."""
+        return self._publish.url.user
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes of a frame that publishes, negotiated."""
+        return self._publish.frame_max
+
+    @property
+    def max_properties(self) -> int:
+        """Bytes that the properties of a message may have: a content header is one frame (AMQP 0-9-1 section 4.2.6)."""
+        return self._publish.frame_max - 8 - 12
+
+    @property
+    def can_publish(self) -> bool:
+        """Whether what is published now has a chance."""
+        return self._publisher.can_publish
+
+    @property
+    def state(self) -> str:
+        """What both connections do, for the status."""
+        blocked = " (blocked by the broker)" if self._publish.up and not self.can_publish else ""
+        return f"consume: {self._consume.state}; publish: {self._publish.state}{blocked}"
+
+    def cancel_consumer(self) -> None:
+        """Take no more deliveries; those held stay valid."""
+        self._consumer.want(on=False)
+
+    def resume_consumer(self) -> None:
+        """Take deliveries again."""
+        self._consumer.want(on=True)
+
+
+class Channel:
+    """A channel of pika's: its answers can be awaited, and where pika raises, Lost is raised or on its way."""
+
+    def __init__(self, raw: Any, connection: "Connection") -> None:
+        self._raw = raw
+        self._future = connection.future
+        raw.add_on_close_callback(lambda _channel, error: connection.fail(_reason(error)))
+        raw.add_on_cancel_callback(lambda _frame: connection.fail("the broker ended the consumer: is the queue gone?"))
+
+    async def expect_queue(self, name: str) -> None:
+        """See that the queue is there; raises Lost."""
+        await self._ask(self._raw.queue_declare, queue=name, passive=True)
+
+    async def expect_exchange(self, name: str) -> None:
+        """See that the exchange is there; raises Lost."""
+        await self._ask(self._raw.exchange_declare, exchange=name, passive=True)
+
+    async def qos(self, prefetch: int) -> None:
+        """Bound the deliveries that are not settled; raises Lost."""
+        await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
+
+    async def confirm(self, on_confirmed: Callable[[int, bool, bool], None], on_returned: Callable[..., None]) -> None:
+        """Ask for confirms: ``on_confirmed(sequence, multiple, taken)``, ``on_returned(body, properties)``."""
+
+        def answered(frame: Any) -> None:
+            answer = frame.method
+            on_confirmed(answer.delivery_tag, answer.multiple, isinstance(answer, spec.Basic.Ack))
+
+        def returned(_channel: Any, _method: Any, properties: RawProperties, body: bytes) -> None:
+            on_returned(body, properties.raw)
+
+        self._raw.add_on_return_callback(returned)
+        await self._ask(self._raw.confirm_delivery, ack_nack_callback=answered)
+
+    async def consume(self, queue: str, on_delivery: Callable[..., None]) -> str:
+        """Begin to consume, give the consumer's tag: ``on_delivery`` gets what a Delivery holds but its generation."""
+
+        def delivered(_channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:
+            exchange, routing_key = _text(method.exchange), _text(method.routing_key)
+            on_delivery(method.delivery_tag, body, properties.raw, method.redelivered, exchange, routing_key)
+
+        frame = await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=delivered)
+        return str(frame.method.consumer_tag)
+
+    async def cancel(self, consumer: str) -> None:
+        """End the consumer; what the broker sent before it knew is still delivered."""
+        answer = self._ask(self._raw.basic_cancel, consumer_tag=consumer)
+        self._raw._cancelled.discard(consumer)  # noqa: SLF001 - or pika rejects what is on its way, unasked
+        await answer
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, properties: bytes) -> None:
+        """Publish as mandatory."""
+        try:
+            self._raw.basic_publish(exchange, routing_key, body, RawProperties(properties), True)
+        except AMQPError:
+            return
+
+    def ack(self, tag: int, *, multiple: bool) -> None:
+        """Settle a delivery, or all up to it, as done."""
+        try:
+            self._raw.basic_ack(tag, multiple)
+        except AMQPError:
+            return
+
+    def nack(self, tag: int) -> None:
+        """Give a delivery back to the queue."""
+        try:
+            self._raw.basic_nack(tag, False, True)
+        except AMQPError:
+            return
+
+    def _ask(self, method: Callable[..., object], **arguments: object) -> asyncio.Future[Any]:
+        answer = self._future()
+        try:
+            method(callback=partial(_settle, answer), **arguments)
+        except AMQPError as error:
+            answer.set_exception(Lost(_reason(error)))
+        return answer
+
+
+class Connection:
+    """A connection of pika's that is open; what waits on it fails with Lost when it, or a channel of it, is lost."""
+
+    def __init__(self, raw: Any, closed: asyncio.Future[str]) -> None:
+        self._raw = raw
+        self._closed = closed
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self.frame_max = raw.params.frame_max or FRAME_MAX
+        closed.add_done_callback(lambda closed: self.fail(closed.result()))
+
+    def future(self) -> asyncio.Future[Any]:
+        """Give a future that fails with Lost when the connection is lost."""
+        future = asyncio.get_running_loop().create_future()
+        if self._closed.done():
+            future.set_exception(Lost(self._closed.result()))
+            return future
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def fail(self, reason: str) -> None:
+        """Take it as lost."""
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(Lost(reason))
+
+    async def open_channel(self) -> Channel:
+        """Open a channel whose end is the connection's; raises Lost."""
+        opened = self.future()
+        self._raw.channel(on_open_callback=partial(_settle, opened))
+        return Channel(await opened, self)
+
+    async def declare_queue(self, name: str, arguments: dict[str, object]) -> str | None:
+        """Declare a durable queue on a channel of its own; give why it cannot be had, if so; raises Lost."""
+        answer = self.future()
+
+        def opened(channel: Any) -> None:
+            channel.add_on_close_callback(lambda _channel, error: _settle(answer, _reason(error)))
+            channel.queue_declare(
+                queue=name, durable=True, arguments=arguments, callback=lambda _frame: channel.close()
+            )
+
+        self._raw.channel(on_open_callback=opened)
+        reason = str(await answer)
+        return None if reason.startswith(_CLOSED_BY_US) else reason
+
+    async def close(self) -> None:
+        """Close it in good order within a second, or drop it."""
+        if self._closed.done():
+            return
+        with contextlib.suppress(AMQPError):
+            if self._raw.is_open:
+                self._raw.close()
+        await asyncio.wait({self._closed}, timeout=CLOSE_TIMEOUT)
+        if not self._closed.done():
+            self._raw.drop()
+
+
+async def connect(config: BrokerConfig, url: BrokerUrl, role: Role) -> Connection:
+    """Connect with the password of this moment; raises Lost."""
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[None] = loop.create_future()
+    closed: asyncio.Future[str] = loop.create_future()
+
+    def failed(_raw: object, error: object) -> None:
+        if not opened.done():
+            opened.set_exception(Lost(_reason(error)))
+
+    raw = _BatchingConnection(
+        _parameters(config, url, role.name),
+        on_open_callback=partial(_settle, opened),
+        on_open_error_callback=failed,
+        on_close_callback=lambda _raw, error: _settle(closed, _reason(error)),
+        custom_ioloop=loop,
+    )
+    raw.add_on_connection_blocked_callback(lambda *_: role.blocked(on=True))
+    raw.add_on_connection_unblocked_callback(lambda *_: role.blocked(on=False))
+    try:
+        await opened
+    except asyncio.CancelledError:
+        raw.drop()
+        raise
+    return Connection(raw, closed)
+
+
+class _BatchingConnection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
+    """Sends what one iteration of the loop writes at once: a send for each frame is a sixth of a relay's time."""
+
+    def __init__(self, *arguments: object, **keywords: object) -> None:
+        self._unsent: list[bytes] = []
+        super().__init__(*arguments, **keywords)
+
+    def drop(self) -> None:
+        """End it without a word to the broker."""
+        with contextlib.suppress(AMQPError):
+            self.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unsent:
+            self.ioloop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def _send(self) -> None:
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        if self._transport is not None:
+            super()._adapter_emit_data(data)
+
+
+def _parameters(config: BrokerConfig, url: BrokerUrl, role: str) -> pika.ConnectionParameters:
+    try:
+        password = read_password(config)
+        tls = pika.SSLOptions(tls_context(config), url.host) if url.tls else None
+    except NoPassword as error:
+        raise Lost(str(error)) from None
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise Lost(f"the certificates of broker.ca_file, client_cert_file cannot be used: {error}") from None
+    return pika.ConnectionParameters(
+        host=url.host,
+        port=url.port,
+        virtual_host=url.vhost,
+        credentials=pika.PlainCredentials(url.user, password, erase_on_connect=True),
+        ssl_options=tls,
+        frame_max=FRAME_MAX,
+        heartbeat=HEARTBEAT,
+        blocked_connection_timeout=None,
+        socket_timeout=CONNECT_TIMEOUT,
+        stack_timeout=CONNECT_TIMEOUT,
+        client_properties={"connection_name": f"knime-peruser {socket.gethostname()} {role}"},
+    )
+
+
+def _settle(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _text(name: str | bytes) -> str:
+    """Give a name that pika could not decode as text that gives the same bytes again."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+
+
+def _reason(error: object) -> str:
+    """Say what is behind an exception of pika's, which wraps causes in several ways."""
+    for _ in range(8):
+        nested = getattr(error, "exceptions", None) or [getattr(error, "exception", None)]
+        arguments = getattr(error, "args", ())
+        if isinstance(nested[-1], BaseException):
+            error = nested[-1]
+        elif arguments and isinstance(arguments[0], BaseException):
+            error = arguments[0]
+    code, text = getattr(error, "reply_code", None), getattr(error, "reply_text", None)
+    said = f"{code} {text}" if code is not None else f"{type(error).__name__}: {error}"
+    return f"{said[:300]}{_HINTS.get(code or 0, '')}".encode("ascii", "backslashreplace").decode()
+
+
+_CLOSED_BY_US: Final = "0 "
+_HINTS: Final = {
+    403: " (look at the account's password and permissions)",
+    404: " (KNIME Server makes it, it is waited for)",
+}

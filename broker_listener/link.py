@@ -1,0 +1,145 @@
+"""A connection that is always wanted: made, used, explained when it is lost, and made anew after a growing pause.
+
+It knows no AMQP: ``connect`` makes a connection to one URL, a role uses it. Of several URLs one is taken at random,
+the next where that fails. Nothing here ever gives up and nothing is tried without a pause.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from broker_listener.config import BrokerUrl, parse_url
+
+LOG: Final = logging.getLogger(__name__)
+PAUSE_MIN: Final = 0.1
+PAUSE_MAX: Final = 15.0
+STEADY: Final = 10.0
+"""Seconds that a connection must have been ready for the pause to begin small again."""
+
+
+class Lost(Exception):
+    """A connection or channel is gone, or could not be had; the text says why, in ASCII and cut."""
+
+
+class Connection(Protocol):
+    """What a link sees of a connection."""
+
+    frame_max: int
+
+    async def close(self) -> None:
+        """Close it in good order, or drop it; raises nothing."""
+
+
+class Role(Protocol):
+    """What a connection is for."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the log and at the broker."""
+
+    async def serve(self, connection: Any, ready: Callable[[], None]) -> None:
+        """Use it, calling ``ready`` when all is set up, until it is lost (raises Lost) or ``stop`` was called."""
+
+    def lost(self) -> None:
+        """Take that the connection is of no use any more."""
+
+    def blocked(self, *, on: bool) -> None:
+        """Take that the broker reads nothing from this connection, or does again."""
+
+    def stop(self) -> None:
+        """Let ``serve`` end in good order."""
+
+
+Connect = Callable[[BrokerUrl, Role], Awaitable[Connection]]
+"""Makes a connection that tells the role when it is blocked; raises Lost."""
+
+
+class Link:
+    """Keeps a role connected."""
+
+    def __init__(self, urls: tuple[str, ...], role: Role, connect: Connect) -> None:
+        self._urls = [parse_url(url) for url in urls]
+        self._role = role
+        self._connect = connect
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._ready_since: float | None = None
+        self.url = self._urls[0]
+        self.frame_max = 131072
+        self.state = "not started"
+
+    def start(self) -> None:
+        """Begin; the role is told the rest."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the caller's share of its own time to stop
+        """End in good order, or after ``timeout`` seconds all the same."""
+        if self._task is None:
+            return
+        self._stopping = True
+        self._role.stop()
+        if self._ready_since is None:
+            self._task.cancel()
+        _, pending = await asyncio.wait({self._task}, timeout=timeout)
+        for task in pending:
+            task.cancel()
+            await asyncio.wait({task}, timeout=1.0)
+        self._ready_since, self.state = None, "closed"
+
+    @property
+    def up(self) -> bool:
+        """Whether the role can use its connection."""
+        return self._ready_since is not None
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause, told = PAUSE_MIN, ""
+        while True:
+            reason = await self._session()
+            if self._stopping:
+                return
+            ready_since, self._ready_since = self._ready_since, None
+            if ready_since is not None and loop.time() - ready_since > STEADY:
+                pause = PAUSE_MIN
+            if reason != told:  # a broker that is away for days is one line, not one in each pause
+                LOG.warning("event=broker_down connection=%s reason=%r", self._role.name, reason)
+                told = reason
+            self.state = f"down: {reason}"
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            pause = min(2 * pause, PAUSE_MAX)
+
+    async def _session(self) -> str:
+        """Connect, let the role work, and say why that ended."""
+        try:
+            connection = await self._connected()
+            try:
+                self.frame_max = connection.frame_max
+                await self._role.serve(connection, self._ready)
+            finally:
+                self._role.lost()
+                await connection.close()
+        except Lost as lost:
+            return str(lost)
+        except Exception as error:
+            LOG.exception("event=broker_failed connection=%s", self._role.name)
+            return f"a bug here: {type(error).__name__}"
+        return "closed"
+
+    async def _connected(self) -> Connection:
+        reasons = []
+        for url in random.sample(self._urls, len(self._urls)):
+            self.url = url
+            self.state = f"connecting to {url.host}:{url.port}"
+            try:
+                return await self._connect(url, self._role)
+            except Lost as lost:
+                reasons.append(f"{url.host}:{url.port}: {lost}")
+        raise Lost("; ".join(reasons))
+
+    def _ready(self) -> None:
+        if self._ready_since is None:
+            self._ready_since = asyncio.get_running_loop().time()
+            self.state = f"up at {self.url.host}:{self.url.port}"
+            LOG.info("event=broker_up connection=%s host=%s port=%d", self._role.name, self.url.host, self.url.port)
