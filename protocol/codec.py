@@ -92,7 +92,9 @@ def _message(entries: dict[str, object], key: str, kinds: Mapping[str, tuple[typ
 
 
 def _encoded(message: object, key: str, tags: Mapping[type[Any], str], limit: int) -> bytes:
-    tag = tags[type(message)]
+    tag = tags.get(type(message))
+    if tag is None:
+        raise ProtocolViolation("a message that is never sent")
     _, checks = _KINDS[tag]
     entries = {"v": m.VERSION, key: tag}
     entries |= {name: _plain(getattr(message, name)) for name in checks}

@@ -7,10 +7,11 @@ expected; all faults of a file are found in one go.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+_NUMBERS: Final = (-(2**63), 2**63 - 1)  # TOML's own range; NaN is in none
 
 
 class SettingsError(Exception):
@@ -45,12 +46,17 @@ def settings(schema: type[T], table: Mapping[str, object], file: str) -> T:
     return cast("T", value)
 
 
+def shown_key(key: str) -> str:
+    """Give a key as it can stand in a fault, which is one line."""
+    return key if key.isidentifier() and key.isascii() and len(key) <= 80 else ascii(key[:80])
+
+
 def _dataclass(schema: type[Any], table: object, where: str, faults: list[str]) -> object:
     if not isinstance(table, Mapping):
         faults.append(f"{where.rstrip('.')}: a table is expected")
         return None
     known = {entry.name: entry for entry in fields(schema)}
-    faults.extend(f"{where}{key}: unknown key" for key in table if key not in known)
+    faults.extend(f"{where}{shown_key(key)}: unknown key" for key in table if key not in known)
     types = get_type_hints(schema)
     values: dict[str, object] = {}
     for name, entry in known.items():
@@ -68,17 +74,24 @@ def _value(expected: Any, rule: Mapping[str, Any], value: object, where: str, fa
         entries = value if isinstance(value, list) else [None]
         item = cast("type[Any]", get_args(expected)[0])
         return tuple(_dataclass(item, entry, f"{where}[{n}].", faults) for n, entry in enumerate(entries))
+    low, high = rule.get("within", _NUMBERS)
     if not _is_a(expected, value):
         faults.append(f"{where}: {_name(expected)} is expected")
-    elif "within" in rule and not rule["within"][0] <= cast("float", value) <= rule["within"][1]:
-        faults.append(f"{where}: a number from {rule['within'][0]} to {rule['within'][1]} is expected")
+    elif isinstance(value, int | float) and not low <= value <= high:
+        faults.append(f"{where}: a number from {low} to {high} is expected")
     elif "one_of" in rule and value not in rule["one_of"]:
         faults.append(f"{where}: one of {', '.join(map(repr, rule['one_of']))} is expected")
-    elif isinstance(value, list):
-        return tuple(value)
-    elif expected is float:
-        return float(cast("float", value))
+    else:
+        return _frozen(value, expected)
     return value
+
+
+def _frozen(value: object, expected: Any) -> object:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        return MappingProxyType(value)
+    return float(cast("float", value)) if expected is float else value
 
 
 def _is_a(expected: Any, value: object) -> bool:
