@@ -77,7 +77,8 @@ def read_msgq(config: "HelperConfig") -> str:
     path = _msgq_path(config)
     url = root_owned_text(path, others_may_read=False).removesuffix("\n")
     if not _MSGQ.fullmatch(url):
-        raise SettingsError([f"{path}: one line is expected: amqp://user:password@host/vhost[,amqp://host2:port...]"])
+        expected = "amqp://user:password@host/vhost[,amqp://host2:port...]"
+        raise SettingsError([f"{path}: one line is expected: {expected}; write {MSGQ_FILE}, restart the helper"])
     return url
 
 

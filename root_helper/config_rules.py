@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from protocol.names import parse_user_name
+from protocol.settings import shown_key
 
 if TYPE_CHECKING:  # config.py calls this file
     from root_helper.config import HelperConfig
@@ -38,8 +39,8 @@ def _paths(config: "HelperConfig") -> Iterator[str]:
         **({"executor.prefix[0]": executor.prefix[0]} if executor.prefix else {}),
     }
     for key, path in paths.items():
-        if not re.fullmatch(r"(/[^/\0-\x1f]+)+", path) or os.path.normpath(path) != path:
-            yield f"{key}: an absolute path without '.', '..', '//' or a '/' at its end is expected"
+        if not re.fullmatch(r"(/[^/{}]+)+", path) or not path.isprintable() or os.path.normpath(path) != path:
+            yield f"{key}: an absolute path without '.', '..', '//', braces or a '/' at its end is expected"
     inner, outer = sorted((f"{executor.workspaces}/", f"{executor.temp}/"), key=len, reverse=True)
     if inner.startswith(outer):
         yield "executor.temp: a directory that is neither executor.workspaces, nor in it, nor around it is expected"
@@ -65,7 +66,7 @@ def _templates(config: "HelperConfig") -> Iterator[str]:
         "executor.reservation": executor.reservation,
         **{f"executor.arguments[{n}]": text for n, text in enumerate(executor.arguments)},
         **{f"executor.prefix[{n}]": text for n, text in enumerate(executor.prefix)},
-        **{f"executor.environment.{name}": text for name, text in executor.environment.items()},
+        **{f"executor.environment.{shown_key(name)}": text for name, text in executor.environment.items()},
     }
     for key, text in templates.items():
         if re.search(r"[{}\0]", _PLACEHOLDER.sub("", text)):
@@ -73,6 +74,8 @@ def _templates(config: "HelperConfig") -> Iterator[str]:
                 f"{key}: no brace and no NUL is expected but in"
                 " {workspace} {temp} {home} {os_user} {knime_user} {uid}"
             )
+    if "{home}" in executor.reservation:  # may hold a quote: it is whatever the directory service says
+        yield "executor.reservation: {home} cannot stand in it"
     # A name of the grammar cannot end a quoted text of KNIME's rule; bare, it could be an operator such as OR.
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", executor.reservation)
     if "{knime_user}" in unquoted or "{knime_user}" not in executor.reservation or re.search("['\"]", unquoted):
@@ -82,7 +85,7 @@ def _templates(config: "HelperConfig") -> Iterator[str]:
 def _environment(config: "HelperConfig") -> Iterator[str]:
     for name in config.executor.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
-            yield f"executor.environment.{name!a}: a name of A-Z a-z 0-9 _ is expected, no digit first"
+            yield f"executor.environment.{shown_key(name)}: a name of A-Z a-z 0-9 _ is expected, no digit first"
         elif _FIXED.fullmatch(name):
             yield f"executor.environment.{name}: is set by the helper itself; take it out"
 
