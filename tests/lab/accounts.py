@@ -7,6 +7,7 @@ holds a lock on them and the last one takes them away.
 
 import fcntl
 import grp
+import os
 import pwd
 import secrets
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from tests.lab.processes import end, processes_of
 
@@ -48,6 +49,8 @@ class Accounts:
         """Make a user with a group of its own and a home that is absent; ``options`` are useradd's (8)."""
         full = self.prefix + name
         home = self.homes / full
+        if uid_of(full) is not None or _group_exists(full):
+            raise RuntimeError(f"user or group {full} is there already; it is left alone")
         self._noted("user", full)
         also = ["--groups", ",".join(groups)] if groups else []
         command = ["useradd", "--no-create-home", "--home-dir", str(home), "--shell", "/usr/sbin/nologin"]
@@ -60,6 +63,8 @@ class Accounts:
     def group(self, name: str) -> str:
         """Make a group; give its full name."""
         full = self.prefix + name
+        if _group_exists(full):
+            raise RuntimeError(f"group {full} is there already; it is left alone")
         self._noted("group", full)
         run(["groupadd", full])
         self._groups.append(full)
@@ -79,37 +84,52 @@ class Accounts:
 class SystemUsers:
     """The daemons' own accounts. Those that the machine has already are used and left as they are."""
 
-    def __init__(self, noted: Callable[[str, str], None] = lambda _kind, _name: None) -> None:
-        self._noted = noted
-        self._lock: IO[bytes] | None = None
+    def __init__(self) -> None:
+        self._lock: int | None = None
 
     def create(self) -> None:
-        """Make what is missing of them."""
-        self._lock = Path("/run/knime-peruser-lab.lock").open("ab")  # noqa: SIM115 - held until remove()
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        """Make what is missing of them, and hold them until ``remove`` or the end of this process."""
+        self._lock = _locked(fcntl.LOCK_EX)
+        comment = MARK
         if not _group_exists(OPERATORS):
-            self._noted("group", OPERATORS)
             run(["groupadd", "--system", OPERATORS])
+            comment += _AND_GROUP
         for name in (LISTENER, GATE):
-            if not _user_exists(name):
-                self._noted("user", name)
+            if uid_of(name) is None:
                 options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
-                run(["useradd", *options, "--shell", "/usr/sbin/nologin", "--comment", MARK, name])
+                run(["useradd", *options, "--shell", "/usr/sbin/nologin", "--comment", comment, name])
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def remove(self) -> None:
         """Take away those that were made by a run, unless another run uses them now."""
-        if self._lock is None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        try:
+            lock = _locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return
-        with suppress(BlockingIOError):
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            made = [name for name in (LISTENER, GATE) if _is_ours(name)]
-            for name in made:
-                remove_user(name)
-            if made:
-                remove_group(OPERATORS)
-        self._lock.close()
-        self._lock = None
+        made = {name: uid for name in (LISTENER, GATE) if is_ours(name) and (uid := uid_of(name)) is not None}
+        group_made = any(pwd.getpwnam(name).pw_gecos.endswith(_AND_GROUP) for name in made)
+        end_processes(list(made.values()))
+        for name in made:
+            remove_user(name)
+        if group_made:
+            remove_group(OPERATORS)
+        _LOCK.unlink()
+        os.close(lock)
+
+
+def uid_of(name: str) -> int | None:
+    """Give a user's uid, None where NSS knows no such user."""
+    with suppress(KeyError):
+        return pwd.getpwnam(name).pw_uid
+    return None
+
+
+def is_ours(name: str) -> bool:
+    """Say whether the user was made here, by this run or another."""
+    return uid_of(name) is not None and pwd.getpwnam(name).pw_gecos.startswith(MARK)
 
 
 def run_prefix() -> str:
@@ -125,7 +145,7 @@ def end_processes(uids: Sequence[int]) -> None:
 
 def remove_user(name: str) -> None:
     """Take a user away whom a run made, with the group of the same name; anybody else is left alone."""
-    if _is_ours(name):
+    if is_ours(name):
         run(["userdel", name])
         remove_group(name)
 
@@ -147,14 +167,22 @@ def run(command: Sequence[str]) -> None:
         raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
 
 
-def _is_ours(name: str) -> bool:
-    return _user_exists(name) and pwd.getpwnam(name).pw_gecos == MARK
+_AND_GROUP: Final = f" with group {OPERATORS}"
+_LOCK: Final = Path("/run/knime-peruser-lab.lock")
 
 
-def _user_exists(name: str) -> bool:
-    with suppress(KeyError):
-        return bool(pwd.getpwnam(name))
-    return False
+def _locked(how: int) -> int:
+    while True:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, how)
+            with suppress(FileNotFoundError):
+                if os.stat(_LOCK).st_ino == os.fstat(lock).st_ino:  # noqa: PTH116 - beside fstat
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise
+        os.close(lock)  # another run removed the file meanwhile
 
 
 def _group_exists(name: str) -> bool:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,8 @@ class BrokerNode:
         for path in (self.directory, *self.directory.rglob("*")):
             shutil.chown(path, "rabbitmq", "rabbitmq")
 
-    def start(self, seconds: float = 90.0) -> None:
-        """Start the node and wait until it takes connections."""
+    def start(self, seconds: float = 90.0, noted: Callable[[int], None] = lambda _pid: None) -> None:
+        """Start the node and wait until it takes connections; ``noted`` hears of each process."""
         if self._epmd is None:
             self._epmd = start(
                 ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)],
@@ -82,11 +82,13 @@ class BrokerNode:
                 log=self.log.with_name("epmd.log"),
                 user="rabbitmq",
             )
+            noted(self._epmd.pid)
         ready = ReadinessSocket(self.directory / "ready")
         try:
             # With NOTIFY_SOCKET the start script executes the VM itself: the pid is the node's, not a shell's.
             environment = {**self._environment(), "NOTIFY_SOCKET": str(ready.path)}
             self._node = start([RABBITMQ / "rabbitmq-server"], environment=environment, log=self.log, user="rabbitmq")
+            noted(self._node.pid)
             ready.wait(self._node, seconds, self.log)
         finally:
             ready.close()

@@ -8,6 +8,7 @@ ended and killed by pid. What they say on stderr goes to a file of the installat
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.lab.accounts import LISTENER
@@ -36,20 +37,22 @@ class Daemon:
             raise RuntimeError(f"the {self.name} is not running")
         return self._process.pid
 
-    def start(self, seconds: float = 20.0) -> None:
-        """Start the daemon and wait until it says that it is ready."""
+    def start(self, seconds: float = 20.0, noted: Callable[[int], None] = lambda _pid: None) -> None:
+        """Start the daemon and wait until it says that it is ready; ``noted`` hears of its pid at once."""
         ready = ReadinessSocket(self.installation.root / f"ready-{self.name}")
         try:
             self._process = start(
                 self.installation.command(self.command),
                 environment={
                     "CREDENTIALS_DIRECTORY": str(self.installation.credentials(self.name)),
+                    "STATE_DIRECTORY": str(self.installation.state),
                     "NOTIFY_SOCKET": str(ready.path),
                 },
                 log=self.log,
                 user=LISTENER if self.name == "listener" else None,
                 umask=0o077,
             )
+            noted(self._process.pid)
             ready.wait(self._process, seconds, self.log)
         finally:
             ready.close()

@@ -35,6 +35,7 @@ class Installation:
         self.run = root / "run"
         self.logs = root / "log"
         self.etc = root / "etc"
+        self.state = root / "state"
         self.helper_toml = self.etc / "helper.toml"
         self.listener_toml = self.etc / "listener.toml"
         self.socket = self.run / "helper.sock"
@@ -43,7 +44,7 @@ class Installation:
 
     def create(self) -> None:
         """Lay everything out; both daemons can be started afterwards."""
-        for directory in (self.root, self.knime_home, self.etc, self.logs, self.homes):
+        for directory in (self.root, self.knime_home, self.etc, self.state, self.logs, self.homes):
             _root_directory(directory)
         for directory in (self.workspaces, self.temp):
             _root_directory(directory, 0o711)
