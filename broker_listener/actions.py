@@ -1,0 +1,109 @@
+"""What the per-user machine wants done: a closed list of small tuples, carried out by ``service`` in their order.
+
+Tuples and not dataclasses, since two of them are made for every job that passes.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from broker_listener.consuming import Delivery
+
+
+class HandOver(NamedTuple):
+    """Publish the job with ``canHandle``; its outcome comes back under the token."""
+
+    token: int
+    delivery: Delivery
+
+
+class Park(NamedTuple):
+    """Publish the message to the parked queue; its outcome comes back under the token."""
+
+    token: int
+    delivery: Delivery
+    reason: str
+    detail: str
+
+
+class Ack(NamedTuple):
+    """Settle the delivery: it was published and confirmed."""
+
+    delivery: Delivery
+
+
+class GiveBack(NamedTuple):
+    """Put the delivery back into the queue as it is."""
+
+    delivery: Delivery
+
+
+class Ask(NamedTuple):
+    """Ask the helper for the user's executor; ``fresh`` where one may be started that only its sockets tell apart."""
+
+    user: str
+    fresh: bool
+
+
+class Watch(NamedTuple):
+    """Look for the connection of the executor that was started for the user."""
+
+    user: str
+    uid: int
+    cgroup: int | None
+
+
+class Unwatch(NamedTuple):
+    """Look for it no longer."""
+
+    user: str
+
+
+class CancelConsumer(NamedTuple):
+    """Take no more deliveries; those that are held stay valid."""
+
+
+class ResumeConsumer(NamedTuple):
+    """Take deliveries again."""
+
+
+class Fault(StrEnum):
+    """What an operator should hear of."""
+
+    START_OVERDUE = "start_overdue"
+    START_ENDED_BADLY = "start_ended_badly"
+    NO_EXECUTOR_NOW = "no_executor_now"
+    HELD_TOO_LONG = "held_too_long"
+    NOT_PUBLISHED = "not_published"
+    PARKED = "parked"
+    NOT_PARKED = "not_parked"
+    HOLDING_FULL = "holding_full"
+
+
+ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
+    {
+        Fault.START_OVERDUE: "executor has no connection to the broker yet, its jobs are handed over all the same; "
+        "see its log and hand_over.start_timeout",
+        Fault.START_ENDED_BADLY: "executor could not be started or ended before it was connected; see the helper's log",
+        Fault.NO_EXECUTOR_NOW: "helper starts no executor now, the jobs are held and it is asked again",
+        Fault.HELD_TOO_LONG: "jobs were held for broker.max_hold and went back to the queue unchanged; "
+        "see why the user has no executor",
+        Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding",
+        Fault.PARKED: "message was parked; `knime-peruser parked show` tells more",
+        Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; see whether it is full",
+        Fault.HOLDING_FULL: "no further jobs are taken until half of those held are gone; "
+        "see why they are held, and broker.max_held_bytes",
+    }
+)
+
+
+class Report(NamedTuple):
+    """Tell the operator; ``user`` is None where no user is concerned, ``detail`` is short ASCII."""
+
+    fault: Fault
+    user: str | None
+    detail: str
+
+
+Action = HandOver | Park | Ack | GiveBack | Ask | Watch | Unwatch | CancelConsumer | ResumeConsumer | Report

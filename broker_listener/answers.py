@@ -1,0 +1,172 @@
+"""What the helper is asked, and what its answers mean for a user: an event of the table.
+
+The helper's word is taken for what it says and no further: only starts that it tried and that ended badly are counted,
+a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means: hold, ask again. At
+most one request a user, and ``MAX_ASKED`` in all, are under way; the others wait in the order in which they came.
+"""
+
+from collections import deque
+from math import inf
+from typing import Final, assert_never
+
+from broker_listener.actions import Action, Ask, Fault, Report
+from broker_listener.config import HandOverConfig
+from broker_listener.transitions import Event
+from broker_listener.user import Executor, User
+from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
+
+Answer = Running | Started | Refused | Failed | None
+"""None: the helper is away, or did not answer in time."""
+
+MAX_ASKED: Final = 64
+"""As many frames as the gate's queues take (DESIGN: RCVHWM = SNDHWM)."""
+REFUSED_FOR: Final = 10.0
+"""Seconds for which a refusal is not asked again."""
+AWAY_PAUSE: Final = 5.0
+"""Seconds until a helper that gave no answer is asked again; when it comes back, that is at once."""
+BAD_START_PAUSE: Final = 1.0
+STALE_PAUSE: Final = 0.2
+UNKNOWN_PAUSE: Final = 1.0
+MIN_PAUSE: Final = 0.05
+MAX_PAUSE: Final = 60.0
+MAX_UNKNOWN_JOBS: Final = 1000
+"""Jobs of users who are unknown so far; more are parked at once."""
+BAD_STARTS: Final = frozenset({FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED})
+
+
+class Answers:
+    """Asks, and reads the answers into the user's record."""
+
+    def __init__(self, config: HandOverConfig, actions: list[Action]) -> None:
+        self._config = config
+        self._actions = actions
+        self._asked = 0
+        self._waiting: deque[User] = deque()
+        self._unknown_jobs = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more jobs of unknown users may wait."""
+        return self._unknown_jobs >= MAX_UNKNOWN_JOBS
+
+    def ask(self, user: User, now: float) -> None:
+        """Ask for the user's executor, unless that is being asked."""
+        if user.asking:
+            return
+        user.asking, user.asked_at = True, now
+        self._waiting.append(user)
+        self._ask_next()
+
+    def answered(self, user: User, answer: Answer, now: float) -> Event | None:
+        """Take an answer; None where it tells nothing new."""
+        user.asking = False
+        self._asked -= 1
+        self._ask_next()
+        match answer:
+            case None:
+                user.away, user.until = True, now + AWAY_PAUSE
+                return Event.AWAY
+            case Running() | Started():
+                return self._has_executor(user, answer, now)
+            case Refused():
+                return self._refused(user, answer.reason, now)
+            case Failed():
+                return self._failed(user, answer, now)
+            case _:
+                assert_never(answer)
+
+    def exited(self, user: User, pid: int, now: float) -> Event | None:
+        """Take the end of an executor; None where it is not the one that counts."""
+        user.gone_pid = pid
+        if user.executor is None or user.executor.pid != pid:
+            return None
+        if user.was_ready:
+            return Event.GONE
+        return self._bad_start(user, "it ended before it was connected", BAD_START_PAUSE, now)
+
+    def listed(self, user: User, executor: Executor | None) -> Event | None:
+        """Take what the helper's list says of the user; None where we knew that."""
+        if executor is None:
+            return Event.GONE if user.executor is not None else None
+        if executor.pid == user.gone_pid or (user.executor is not None and user.executor.pid == executor.pid):
+            return None
+        self.known(user)
+        user.executor, user.was_ready = executor, True
+        return Event.RUNNING
+
+    def may_wait(self, user: User) -> bool:
+        """Say whether one more job may wait for a user who is unknown so far, and count it."""
+        if self.full:
+            return False
+        user.grace_jobs += 1
+        self._unknown_jobs += 1
+        return True
+
+    def leave_grace(self, user: User) -> None:
+        """Count the user's jobs no longer among those of unknown users."""
+        self._unknown_jobs -= user.grace_jobs
+        user.grace_jobs = 0
+
+    def known(self, user: User) -> None:
+        """Forget that the user was unknown."""
+        self.leave_grace(user)
+        user.unknown_since, user.unknown_asks = inf, 0
+
+    def _ask_next(self) -> None:
+        while self._waiting and self._asked < MAX_ASKED:
+            user = self._waiting.popleft()
+            self._asked += 1
+            self._actions.append(Ask(user.name, fresh=user.executor is None or user.executor.cgroup is None))
+
+    def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
+        user.away = False
+        self.known(user)
+        if answer.pid == user.gone_pid:  # written before the end that we know of
+            return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
+        if user.executor is not None and user.executor.pid == answer.pid:
+            return None
+        user.executor = Executor(answer.uid, answer.pid, answer.cgroup, now)
+        user.was_ready = isinstance(answer, Running)
+        return Event.RUNNING if user.was_ready else Event.STARTED
+
+    def _refused(self, user: User, reason: RefusedReason, now: float) -> Event:
+        user.away = False
+        if reason is not RefusedReason.UNKNOWN_USER:
+            self.known(user)
+        elif not self._is_unknown(user, now):
+            pause = min(UNKNOWN_PAUSE * 2**user.unknown_asks, user.unknown_since + self._config.unknown_grace - now)
+            user.unknown_asks = min(user.unknown_asks + 1, 10)
+            return self._pause(user, Event.NOT_NOW, pause, now)
+        self.leave_grace(user)
+        user.refusal = (reason.value, "refused by the root helper")
+        return self._pause(user, Event.REFUSED, REFUSED_FOR, now)
+
+    def _is_unknown(self, user: User, now: float) -> bool:
+        if user.unknown_since == inf:
+            user.unknown_since = now
+            while user.grace_jobs < len(user.held) and self.may_wait(user):
+                pass
+        return now - user.unknown_since >= self._config.unknown_grace
+
+    def _failed(self, user: User, answer: Failed, now: float) -> Event:
+        user.away = False
+        if answer.reason in BAD_STARTS:
+            return self._bad_start(user, answer.reason.value, answer.retry_after, now)
+        if answer.reason is FailedReason.LOOKUP_TIMEOUT:  # the directory's outage may have made it unknown before
+            self.known(user)
+        self._actions.append(Report(Fault.NO_EXECUTOR_NOW, user.name, answer.reason.value))
+        return self._pause(user, Event.NOT_NOW, answer.retry_after, now)
+
+    def _bad_start(self, user: User, why: str, pause: float, now: float) -> Event:
+        user.bad_starts += 1
+        self.known(user)
+        self._actions.append(Report(Fault.START_ENDED_BADLY, user.name, f"{why}, {user.bad_starts} in a row"))
+        if user.bad_starts < self._config.max_start_attempts:
+            return self._pause(user, Event.NOT_NOW, pause, now)
+        user.refusal = ("start_failed", f"{user.bad_starts} bad starts in a row, the last: {why}")
+        return self._pause(user, Event.REFUSED, REFUSED_FOR, now)
+
+    @staticmethod
+    def _pause(user: User, event: Event, pause: float, now: float) -> Event:
+        user.until = now + min(max(pause, MIN_PAUSE), MAX_PAUSE)
+        return event

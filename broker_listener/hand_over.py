@@ -1,0 +1,194 @@
+"""The per-user machine: what happened goes in with its time, what is to be done comes out; it does no I/O itself.
+
+It decides when a job is held, handed over, parked or given back. Bodies and properties are the publishers' and are
+passed on unread, user names come from ``jobs`` and match the grammar, and whether a user may have an executor is the
+helper's word alone. It never reads a clock, never acks what was not confirmed, and lets no user's events touch another.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from heapq import heappush
+from math import inf
+from typing import Final
+
+from broker_listener.actions import Action, Fault, Report
+from broker_listener.answers import Answer, Answers
+from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.consuming import Delivery
+from broker_listener.pacing import Budget, Limits, SeenJobs
+from broker_listener.publishing import Outcome
+from broker_listener.settlement import Parking, Settlement
+from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
+from broker_listener.timers import Timers
+from broker_listener.transitions import Event, State
+from broker_listener.turns import Turns
+from broker_listener.user import Executor, Held, User
+from protocol.messages import ExecutorEntry
+
+LIST_AGE: Final = 2.0
+"""An executor that is younger may have been started while the helper's list was on its way."""
+FORGET_AFTER: Final = 600.0
+MAX_IDLE_USERS: Final = 4096
+
+
+class Machine:
+    """All users' machines and what they share; every time is of one monotonic clock, in seconds."""
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        hand_over: HandOverConfig,
+        may_give_back: Callable[[Delivery], bool] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """``may_give_back`` is mode "requeue": it says of a job whether giving it back is a way to hand it over."""
+        self._actions: list[Action] = []
+        self._max_hold = broker.max_hold
+        self._limits = Limits(hand_over.retry_initial, hand_over.retry_max, jitter)
+        self._users: dict[str, User] = {}
+        self._max_users = MAX_IDLE_USERS
+        self._seen = SeenJobs()
+        self._timers = Timers()
+        self._answers = Answers(hand_over, self._actions)
+        self.settlement = Settlement(broker, self._actions)
+        budget = Budget(hand_over.returns_per_second)
+        self._turns = Turns(self.settlement, self._seen, self._limits, budget, may_give_back)
+        self._steps = Steps(
+            broker,
+            hand_over,
+            self._actions,
+            self._answers,
+            self.settlement,
+            self._turns,
+            self._timers,
+            self._limits,
+        )
+
+    def take_actions(self) -> list[Action]:
+        """Give what is to be done now, in this order; each action once."""
+        taken = self._actions.copy()
+        self._actions.clear()
+        return taken
+
+    def job(self, name: str, delivery: Delivery, digest: bytes, now: float) -> None:
+        """Take a job of the user; ``digest`` is of ``pacing.digest``."""
+        self.settlement.arrived(delivery)
+        user = self._user(name, now)
+        user.active_at = now
+        if user.unknown_since != inf and user.state is not State.FAILED and not self._answers.may_wait(user):
+            self.settlement.park(Parking(delivery, *TOO_MANY_UNKNOWN, now), now)
+            return
+        seen = self._seen.arrived(digest, now)
+        returned = seen.handed
+        heappush(user.held, Held(seen.seq, delivery.tag, returned, now, delivery, seen))
+        user.held_until = min(user.held_until, now + self._max_hold)
+        if returned:
+            user.returned += 1
+            user.pace.came_back(seen, self._limits, now)
+        self._steps.happens(user, Event.RETURNED if returned else Event.JOB, now)
+
+    def no_job(self, delivery: Delivery, reason: str, detail: str, now: float) -> None:
+        """Take a message that is no job: it is parked."""
+        self.settlement.arrived(delivery)
+        self._actions.append(Report(Fault.PARKED, None, f"reason={reason} {detail}"))
+        self.settlement.park(Parking(delivery, reason, detail, now), now)
+
+    def deliveries_lost(self, now: float) -> None:
+        """Forget every delivery: the channel that they came on is gone."""
+        self.settlement.lost()
+        self._turns.clear()
+        for user in self._users.values():
+            self._answers.leave_grace(user)
+            user.held.clear()
+            user.pace.out.clear()
+            user.returned = user.under_way = 0
+            user.held_until = inf
+            self._steps.arm(user, now)
+
+    def published(self, token: int, outcome: Outcome, now: float) -> None:
+        """Take the broker's answer to what was published with the token."""
+        taken = outcome is Outcome.CONFIRMED
+        under_way = self.settlement.published(token, outcome, now)
+        if under_way is not None:
+            user, held = under_way
+            user.under_way -= 1
+            if taken:
+                user.failures = 0
+                user.pace.confirmed(held.seen, now)
+            else:
+                self._steps.not_taken(user, held, now)
+                self._actions.append(Report(Fault.NOT_PUBLISHED, user.name, f"outcome={outcome.value}"))
+            if user.held or user.state is not State.READY:
+                self._steps.look(user, now)
+        self._steps.serve(now)
+
+    def publishable(self, *, on: bool, now: float) -> None:
+        """Take whether publishing is possible."""
+        self.settlement.publishable(on=on)
+        self._steps.serve(now)
+
+    def answered(self, name: str, answer: Answer, now: float) -> None:
+        """Take the helper's answer to an ``Ask``, or None where it gave none."""
+        user = self._users[name]
+        self._may_happen(user, self._answers.answered(user, answer, now), now)
+
+    def listed(self, entries: Mapping[str, ExecutorEntry], now: float) -> None:
+        """Take the helper's whole list, with which it begins after each connect: it is there again."""
+        for name, entry in entries.items():
+            user = self._user(name, now)
+            executor = Executor(entry.uid, entry.pid, entry.cgroup, now)
+            self._may_happen(user, self._answers.listed(user, executor), now)
+        for user in list(self._users.values()):
+            if user.name not in entries and user.executor is not None and user.executor.known_at <= now - LIST_AGE:
+                self._may_happen(user, self._answers.listed(user, None), now)
+            elif user.away and user.state is State.BACKING_OFF:
+                self._steps.happens(user, Event.PAUSE_OVER, now)
+
+    def exited(self, name: str, pid: int, now: float) -> None:
+        """Take the helper's notice that an executor has ended."""
+        if (user := self._users.get(name)) is not None:
+            self._may_happen(user, self._answers.exited(user, pid, now), now)
+
+    def connected(self, name: str, now: float) -> None:
+        """Take that the watched executor of the user has a connection to the broker."""
+        if (user := self._users.get(name)) is not None and user.watched:
+            self._steps.connected(user, now)
+
+    def next_deadline(self) -> float:
+        """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
+        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.park_at())
+
+    def time_passed(self, now: float) -> None:
+        """Do what is due."""
+        for user in self._timers.due(now):
+            self._steps.look(user, now)
+        self._steps.serve(now)
+
+    def stop(self) -> None:
+        """Hand nothing over and park nothing any more."""
+        self.settlement.stop()
+
+    def _user(self, name: str, now: float) -> User:
+        user = self._users.get(name)
+        if user is None:
+            if len(self._users) >= self._max_users:
+                self._forget_idle()
+            user = self._users[name] = User(name)
+        elif now - user.active_at > FORGET_AFTER and _forgettable(user):
+            self._timers.set(user, inf)
+            user = self._users[name] = User(name)
+        return user
+
+    def _forget_idle(self) -> None:
+        for user in [user for user in self._users.values() if _forgettable(user)]:
+            self._timers.set(user, inf)
+            del self._users[user.name]
+        self._max_users = max(MAX_IDLE_USERS, 2 * len(self._users))
+
+    def _may_happen(self, user: User, event: Event | None, now: float) -> None:
+        if event is not None:
+            self._steps.happens(user, event, now)
+
+
+def _forgettable(user: User) -> bool:
+    return user.idle and user.state in (State.ABSENT, State.BACKING_OFF, State.FAILED)

@@ -1,0 +1,34 @@
+"""Mode "requeue": which jobs may be handed over by giving their delivery back, unchanged and without a duplicate.
+
+A job with an expiry would wait on with its whole life time begun anew, and a quorum queue of RabbitMQ 4 drops a
+message after 20 redeliveries (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling): both are published.
+"""
+
+from typing import Final
+
+from broker_listener.consuming import Delivery
+from broker_listener.properties import BadProperties, parse
+
+MAX_REDELIVERIES: Final = 10
+
+
+def may_give_back(delivery: Delivery) -> bool:
+    """Say whether giving it back is a way to hand it over."""
+    try:
+        properties = parse(delivery.properties)
+    except BadProperties:
+        return False
+    if properties.text("expiration") is not None:
+        return False
+    return _redeliveries(dict(properties.headers or ())) < MAX_REDELIVERIES
+
+
+def _redeliveries(headers: dict[bytes, bytes]) -> int:
+    """Read the broker's own count, an integer of any size; what is none of these is taken as too many."""
+    value = headers.get(b"x-delivery-count")
+    if value is None:
+        return 0
+    kind = value[:1]
+    if kind not in (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L"):
+        return MAX_REDELIVERIES
+    return int.from_bytes(value[1:], "big", signed=kind in (b"b", b"s", b"I", b"l", b"L"))

@@ -1,0 +1,256 @@
+"""The loop: gives what broker, helper and kernel tell to the per-user machine, and does what it wants done.
+
+Nothing here decides about a job, and nothing blocks: directories, processes and the log are others' or threads'
+matter. One event that goes wrong is logged, with a bound, and ends itself, not the loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, Final
+
+from broker_listener import actions as a
+from broker_listener.answers import Answer
+from broker_listener.broker import Broker, Delivery, Outcome
+from broker_listener.config import ListenerConfig, parse_url
+from broker_listener.hand_over import Machine
+from broker_listener.helper import HelperAway, HelperClient
+from broker_listener.jobs import Job, read_job
+from broker_listener.limited_log import LimitedLog
+from broker_listener.notify import Notify
+from broker_listener.pacing import digest
+from broker_listener.properties import BadProperties, handed_over, message_id, parked
+from broker_listener.readiness import Readiness
+from broker_listener.requeue import may_give_back
+from protocol.messages import ExecutorEntry, Exited
+
+LOG: Final = logging.getLogger(__name__)
+STOP_WITHIN: Final = 5.0
+"""Seconds for what is under way when the daemon is told to end."""
+BEAT: Final = 10.0
+CAN_HANDLE_BYTES: Final = 16
+"""What ``canHandle`` adds to properties at most: its entry, and the length of a table that was not there."""
+PORTS: Final = frozenset({5672, 5671})
+"""Ports of brokers by default; executors may use another one than we do."""
+
+
+async def run(config: ListenerConfig) -> None:
+    """Serve until SIGTERM or SIGINT; it needs a running loop from its first line on."""
+    await Service(config).run()
+
+
+class Service:
+    """One run of the daemon: what ``BrokerEvents``, ``HelperEvents`` and ``Readiness`` tell arrives here."""
+
+    def __init__(self, config: ListenerConfig) -> None:
+        self._config = config
+        give_back = may_give_back if config.hand_over.mode == "requeue" else None
+        self._machine = Machine(config.broker, config.hand_over, give_back)
+        self._broker = Broker(config.broker, self)
+        self._helper = HelperClient(config.helper, self)
+        ports = PORTS | {parse_url(url).port for url in config.broker.urls}
+        self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
+        self._notify = Notify()
+        self._before: dict[str, frozenset[int]] = {}
+        self._capacity = ""
+        self._asks: set[asyncio.Task[None]] = set()
+        self._nothing_under_way = asyncio.Event()
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._bugs = LimitedLog(LOG)
+        self._faults = {fault: LimitedLog(LOG) for fault in a.Fault}
+        self._does: Mapping[type[a.Action], Callable[[Any], None]] = {
+            a.HandOver: self._hand_over,
+            a.Park: self._park,
+            a.Ack: lambda action: self._broker.ack(action.delivery),
+            a.GiveBack: lambda action: self._broker.give_back(action.delivery),
+            a.Ask: self._ask,
+            a.Watch: self._watch,
+            a.Unwatch: lambda action: self._readiness.unwatch(action.user),
+            a.CancelConsumer: lambda _: self._broker.cancel_consumer(),
+            a.ResumeConsumer: lambda _: self._broker.resume_consumer(),
+            a.Report: self._report,
+        }
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        told_to_end = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told_to_end.set)
+        self._broker.start()
+        self._helper.start()
+        beating = loop.create_task(self._beat())
+        self._notify.ready()
+        LOG.info("event=listener_started queue=%r mode=%s", self._config.broker.queue, self._config.hand_over.mode)
+        await told_to_end.wait()
+        self._notify.stopping()
+        beating.cancel()
+        await self._stop()
+        LOG.info("event=listener_stopped")
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Take a message of the queue."""
+        now = time.monotonic()
+        try:
+            identity = message_id(delivery.properties)
+        except BadProperties as error:
+            self._machine.no_job(delivery, "bad_properties", str(error), now)
+        else:
+            self._take(delivery, identity, now)
+        self._soon()
+
+    def on_deliveries_lost(self) -> None:
+        """Take that the broker delivers again whatever is not settled."""
+        self._machine.deliveries_lost(time.monotonic())
+        self._soon()
+
+    def on_published(self, token: int, outcome: Outcome) -> None:
+        """Take the broker's answer to a message."""
+        self._machine.published(token, outcome, time.monotonic())
+        if not self._machine.settlement.under_way:
+            self._nothing_under_way.set()
+        self._soon()
+
+    def on_publishable(self, can_publish: bool) -> None:  # noqa: FBT001 - the one thing it says
+        """Take whether anything can be published."""
+        self._machine.publishable(on=can_publish, now=time.monotonic())
+        self._soon()
+
+    def on_listed(self, executors: Mapping[str, ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
+        """Take what runs, after each connect to the helper."""
+        self._capacity = f"up, draining={draining} free={free}"
+        self._machine.listed(executors, time.monotonic())
+        self._soon()
+
+    def on_exited(self, exited: Exited) -> None:
+        """Take the end of an executor."""
+        LOG.info("event=executor_exited user=%s pid=%d status=%s", exited.user, exited.pid, exited.status)
+        self._machine.exited(exited.user, exited.pid, time.monotonic())
+        self._soon()
+
+    def on_helper(self, connected: bool) -> None:  # noqa: FBT001
+        """Take whether the helper can be asked; the machine learns it from answers and lists."""
+
+    def on_ready(self, user: str) -> None:
+        """Take that a watched executor is connected."""
+        self._machine.connected(user, time.monotonic())
+        self._soon()
+
+    def _take(self, delivery: Delivery, identity: bytes | None, now: float) -> None:
+        job = read_job(delivery.body, self._config.broker.max_body)
+        if not isinstance(job, Job):
+            self._machine.no_job(delivery, job.reason.value, job.detail, now)
+        elif len(delivery.properties) + CAN_HANDLE_BYTES > self._broker.max_properties:
+            self._machine.no_job(delivery, "bad_properties", "they fill a frame, canHandle has no room", now)
+        else:
+            self._machine.job(job.user, delivery, digest(delivery.body, identity), now)
+
+    def _soon(self) -> None:
+        """Do what the machine wants once for all that this turn of the loop brings."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._perform)
+
+    def _perform(self) -> None:
+        self._scheduled = False
+        for action in self._machine.take_actions():
+            try:
+                self._does[type(action)](action)
+            except Exception as error:  # noqa: BLE001 - one action's bug ends that action
+                self._bugs.warning("event=action_failed action=%s", type(action).__name__, cause=error)
+                if isinstance(action, a.HandOver | a.Park):
+                    self._machine.published(action.token, Outcome.LOST, time.monotonic())
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Have one timer, never later than the machine wants it; one that is early is set anew when it rings."""
+        deadline = self._machine.next_deadline()
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer, self._timer_at = None, inf
+        self._machine.time_passed(time.monotonic())
+        self._perform()
+
+    def _hand_over(self, action: a.HandOver) -> None:
+        delivery = action.delivery
+        properties = handed_over(delivery.properties, self._broker.account)
+        self._broker.hand_over(action.token, delivery.body, properties)
+
+    def _park(self, action: a.Park) -> None:
+        delivery = action.delivery
+        properties = parked(
+            delivery.properties,
+            action.reason,
+            action.detail,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            delivery.exchange,
+            delivery.routing_key,
+            self._broker.max_properties,
+        )
+        self._broker.park(action.token, delivery.body, properties)
+
+    def _ask(self, action: a.Ask) -> None:
+        task = asyncio.get_running_loop().create_task(self._asked(action))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
+
+    async def _asked(self, action: a.Ask) -> None:
+        before: frozenset[int] = frozenset()
+        answer: Answer = None
+        try:
+            if action.fresh:
+                before = await self._readiness.sockets_now()
+            answer = await self._helper.ensure(action.user)
+        except HelperAway as away:
+            self._faults[a.Fault.NO_EXECUTOR_NOW].warning("event=helper_away user=%s reason=%r", action.user, str(away))
+        except OSError as error:
+            self._bugs.warning("event=sockets_not_read reason=%r", str(error))
+        self._before[action.user] = before
+        self._machine.answered(action.user, answer, time.monotonic())
+        self._perform()
+        del self._before[action.user]
+
+    def _watch(self, action: a.Watch) -> None:
+        before = self._before.get(action.user, frozenset())
+        self._readiness.watch(action.user, action.uid, action.cgroup, before, time.monotonic())
+
+    def _report(self, action: a.Report) -> None:
+        self._faults[action.fault].warning(
+            "event=%s user=%s %s advice=%r", action.fault.value, action.user, action.detail, a.ADVICE[action.fault]
+        )
+
+    async def _beat(self) -> None:
+        pause = min(BEAT, self._notify.watchdog / 2) if self._notify.watchdog else BEAT
+        while True:
+            helper = self._capacity if self._helper.connected else "away"
+            held = self._machine.settlement
+            self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
+            await asyncio.sleep(pause)
+
+    async def _stop(self) -> None:
+        """Finish what is under way; what is held goes back to the queue with the channel's end."""
+        self._broker.cancel_consumer()
+        self._machine.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN):
+                while self._machine.settlement.under_way:
+                    self._nothing_under_way.clear()
+                    await self._nothing_under_way.wait()
+        await self._broker.close(STOP_WITHIN)
+        self._readiness.close()
+        for task in self._asks:
+            task.cancel()
+        await self._helper.close()
+        self._notify.close()

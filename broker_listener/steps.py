@@ -1,0 +1,224 @@
+"""What each step of the table does, and what each state waits for. Time is an argument.
+
+The state is changed in ``happens`` and nowhere else, as the table says. A step never raises for what a publisher, the
+broker or the helper did: each event is a row of every state.
+"""
+
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappush
+from math import inf
+from typing import Final
+
+from broker_listener.actions import Action, Fault, Report, Unwatch, Watch
+from broker_listener.answers import Answers
+from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.pacing import ACCEPTED_AFTER, Limits
+from broker_listener.settlement import Parking, Settlement
+from broker_listener.timers import Timers
+from broker_listener.transitions import TRANSITIONS, Do, Event, State
+from broker_listener.turns import Turns
+from broker_listener.user import Held, User
+
+CHECK_PAUSE: Final = 1.0
+"""Seconds between two requests for a user whose jobs come back."""
+TRAFFIC_PAUSE: Final = 60.0
+"""The same for a user whose jobs do not: the helper's ``idle_after`` counts from the last request."""
+PUBLISH_PAUSE: Final = 0.1
+MAX_PUBLISH_PAUSE: Final = 5.0
+EXPIRY_PAUSE: Final = 1.0
+"""Seconds between two looks through what is held of a user for too long."""
+TOO_MANY_UNKNOWN: Final = ("unknown_user", "too many jobs of unknown users wait already")
+
+Step = Callable[[User, float], None]
+
+
+class Steps:
+    """Moves users through the table."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of the machine, wired once
+        self,
+        broker: BrokerConfig,
+        config: HandOverConfig,
+        actions: list[Action],
+        answers: Answers,
+        settlement: Settlement,
+        turns: Turns,
+        timers: Timers,
+        limits: Limits,
+    ) -> None:
+        self._max_hold = broker.max_hold
+        self._config = config
+        self._actions = actions
+        self._answers = answers
+        self._settlement = settlement
+        self._turns = turns
+        self._timers = timers
+        self._limits = limits
+        self._steps: Mapping[Do, Step] = {
+            Do.NOTHING: self._nothing,
+            Do.SERVE: self._serve,
+            Do.CHECK: self._check,
+            Do.PROBE: self._probe,
+            Do.ASK: self._ask,
+            Do.WATCH: self._watch,
+            Do.PAUSE: self._pause,
+            Do.FORGET: self._forget,
+            Do.PARK: self._park,
+        }
+        self._looks: Mapping[State, Step] = {
+            State.ABSENT: self._nothing,
+            State.STARTING: self._look_at_start,
+            State.PROBING: self._look_at_probe,
+            State.READY: self._nothing,
+            State.BACKING_OFF: self._look_at_pause,
+            State.FAILED: self._look_at_pause,
+        }
+
+    def happens(self, user: User, event: Event, now: float) -> None:
+        """Take the step of the user's state for the event."""
+        step = TRANSITIONS[user.state, event]
+        if user.watched and (event is Event.STARTED or step.state is not State.STARTING):
+            user.watched = False
+            self._actions.append(Unwatch(user.name))
+        user.state = step.state
+        self._steps[step.do](user, now)
+        if user.held or user.state is not State.READY:
+            self.arm(user, now)
+
+    def connected(self, user: User, now: float) -> None:
+        """Take that the user's executor is connected, which ends a row of bad starts."""
+        user.was_ready, user.bad_starts = True, 0
+        self.happens(user, Event.CONNECTED, now)
+
+    def look(self, user: User, now: float) -> None:
+        """Do what is due for the user."""
+        if user.held and now >= user.held_until:
+            self._give_back_expired(user, now)
+        self._looks[user.state](user, now)
+        self._turns.join(user, now)
+        self.arm(user, now)
+
+    def arm(self, user: User, now: float) -> None:
+        """Set the time of the user's next look."""
+        at = user.held_until if user.held else inf
+        self._timers.set(user, min(at, self._next_look(user, now)))
+
+    def serve(self, now: float) -> None:
+        """Publish what may be published now."""
+        self._settlement.park_next(now)
+        for user in self._turns.serve(now):
+            self.arm(user, now)
+
+    def not_taken(self, user: User, held: Held, now: float) -> None:
+        """Hold a job again that the broker did not take, with a pause that grows while it takes none of the user's."""
+        held.seen.out = False
+        heappush(user.held, held)
+        user.held_until = min(user.held_until, held.since + self._max_hold)
+        user.returned += held.returned
+        user.pace.next_at = now + min(PUBLISH_PAUSE * 2**user.failures, MAX_PUBLISH_PAUSE)
+        user.failures = min(user.failures + 1, 10)
+
+    def _next_look(self, user: User, now: float) -> float:
+        match user.state:
+            case State.ABSENT:
+                return inf
+            case State.STARTING:
+                return min(user.until, self._overdue_at(user)) if user.executor is not None else inf
+            case State.BACKING_OFF | State.FAILED:
+                return user.until
+            case State.PROBING if user.pace.out:
+                return user.pace.out[0][0] + ACCEPTED_AFTER
+            case State.PROBING | State.READY:
+                return user.pace.next_at if user.held and user.pace.next_at > now else inf
+
+    def _overdue_at(self, user: User) -> float:
+        return user.held[0].since + self._config.start_timeout if user.held else inf
+
+    def _look_at_start(self, user: User, now: float) -> None:
+        if user.executor is None:
+            return
+        if now >= user.until:
+            self.connected(user, now)
+        elif now >= self._overdue_at(user):
+            waited = now - user.held[0].since
+            self._actions.append(Report(Fault.START_OVERDUE, user.name, f"waited={waited:.0f}s"))
+            self.happens(user, Event.OVERDUE, now)
+
+    def _look_at_probe(self, user: User, now: float) -> None:
+        if not self._settlement.consuming:  # what came back would not have reached us: it proves nothing
+            user.pace.out.clear()
+        elif user.pace.accepted(self._limits, now):
+            user.was_ready, user.bad_starts = True, 0
+            self.happens(user, Event.ACCEPTED, now)
+
+    def _look_at_pause(self, user: User, now: float) -> None:
+        if now >= user.until:
+            self.happens(user, Event.PAUSE_OVER, now)
+
+    def _give_back_expired(self, user: User, now: float) -> None:
+        limit = now - self._max_hold
+        expired = [held for held in user.held if held.since <= limit]
+        user.held = [held for held in user.held if held.since > limit]
+        heapify(user.held)
+        for held in expired:
+            user.returned -= held.returned
+            self._settlement.give_back(held.delivery)
+        first = min((held.since for held in user.held), default=inf)
+        user.held_until = max(first + self._max_hold, now + EXPIRY_PAUSE)
+        if expired:
+            self._actions.append(Report(Fault.HELD_TOO_LONG, user.name, f"jobs={len(expired)} state={user.state.name}"))
+
+    def _nothing(self, user: User, now: float) -> None:
+        pass
+
+    def _serve(self, user: User, now: float) -> None:
+        if now - user.asked_at >= TRAFFIC_PAUSE:
+            self._answers.ask(user, now)
+        self._turns.join(user, now)
+        self.serve(now)
+
+    def _check(self, user: User, now: float) -> None:
+        if now - user.asked_at >= CHECK_PAUSE:
+            self._answers.ask(user, now)
+        self._turns.join(user, now)
+        self.serve(now)
+
+    def _probe(self, user: User, now: float) -> None:
+        user.pace.reset(self._limits.initial, now)
+        self._turns.join(user, now)
+        self.serve(now)
+
+    def _ask(self, user: User, now: float) -> None:
+        self._answers.ask(user, now)
+
+    def _watch(self, user: User, now: float) -> None:
+        user.until = inf
+        if self._config.ready == "delay":
+            user.until = now + self._config.ready_delay
+        elif (executor := user.executor) is not None:
+            user.watched = True
+            self._actions.append(Watch(user.name, executor.uid, executor.cgroup))
+
+    def _pause(self, user: User, now: float) -> None:
+        user.executor, user.was_ready = None, False
+        if self._answers.full and user.unknown_since != inf:
+            self._park_from(user, user.grace_jobs, *TOO_MANY_UNKNOWN, now)
+
+    def _forget(self, user: User, now: float) -> None:
+        user.executor, user.was_ready = None, False
+        if user.held:
+            self.happens(user, Event.WANTED, now)
+
+    def _park(self, user: User, now: float) -> None:
+        user.executor, user.was_ready = None, False
+        self._park_from(user, 0, *user.refusal, now)
+
+    def _park_from(self, user: User, first: int, reason: str, detail: str, now: float) -> None:
+        user.held.sort()  # a sorted list is a heap, too
+        parked = user.held[first:]
+        del user.held[first:]
+        for held in parked:
+            user.returned -= held.returned
+            self._settlement.park(Parking(held.delivery, reason, detail, held.since), now)
+        if parked:
+            self._actions.append(Report(Fault.PARKED, user.name, f"reason={reason} jobs={len(parked)}"))

@@ -1,0 +1,100 @@
+"""What the machine keeps of one user. Plain data: the rules are in ``transitions`` and ``hand_over``."""
+
+from math import inf
+from typing import NamedTuple
+
+from broker_listener.consuming import Delivery
+from broker_listener.pacing import Pace, Seen
+from broker_listener.transitions import State
+
+
+class Held(NamedTuple):
+    """A job that waits here; of one user they sort by the order in which they were first seen."""
+
+    seq: int
+    tag: int  # decides between two that cannot be told apart
+    returned: bool
+    since: float
+    delivery: Delivery
+    seen: Seen
+
+
+class Executor(NamedTuple):
+    """The executor that the helper told of; ``known_at`` is when, by our clock."""
+
+    uid: int
+    pid: int
+    cgroup: int | None
+    known_at: float
+
+
+class User:
+    """One user: state, held jobs, pace, and what is known of the executor. Times are those that events brought."""
+
+    __slots__ = (
+        "active_at",
+        "asked_at",
+        "asking",
+        "away",
+        "bad_starts",
+        "executor",
+        "failures",
+        "gone_pid",
+        "grace_jobs",
+        "held",
+        "held_until",
+        "name",
+        "pace",
+        "queued",
+        "refusal",
+        "returned",
+        "state",
+        "under_way",
+        "unknown_asks",
+        "unknown_since",
+        "until",
+        "wake_at",
+        "was_ready",
+        "watched",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.ABSENT
+        self.held: list[Held] = []
+        """A heap."""
+        self.returned = 0
+        """How many of the held ones have come back."""
+        self.under_way = 0
+        """Hand-overs without an answer of the broker."""
+        self.failures = 0
+        """Hand-overs in a row that the broker did not take."""
+        self.queued = False
+        """Whether the user stands in one of the lines of ``Turns``."""
+        self.pace = Pace()
+        self.executor: Executor | None = None
+        self.was_ready = False
+        self.watched = False
+        self.gone_pid = 0
+        """The executor that ended last; an answer that was written before must not bring it back."""
+        self.asking = False
+        self.asked_at = -inf
+        self.away = False
+        """Whether it was the helper's absence that began the pause."""
+        self.bad_starts = 0
+        self.unknown_since = inf
+        self.unknown_asks = 0
+        self.grace_jobs = 0
+        self.refusal = ("", "")
+        """Reason and detail of what is parked in FAILED."""
+        self.until = inf
+        """The end of a pause, or the time of a state's next look."""
+        self.held_until = inf
+        """No held job has to go back before."""
+        self.wake_at = inf
+        self.active_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether the record holds nothing that others rely on."""
+        return not (self.held or self.under_way or self.asking or self.queued)
