@@ -53,10 +53,7 @@ def sealed(event: Event, *, seq: int, prev: str, time: float, host: str) -> tupl
 
 def shown(text: str | None) -> str | None:
     """Cut what a caller sent to what a record may hold of it."""
-    if text is None:
-        return None
-    cut = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
-    return cut.replace("\x7f", "\\x7f")  # the one control character that JSON leaves as it is (RFC 8259, 7)
+    return text if text is None or len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
 
 
 def record_hash(record: Mapping[str, object]) -> str:

@@ -201,6 +201,7 @@ NOT_REPLIES = {
     "3,000 digits and a sign": frame(RUNNING).replace(b"1000", b"-" + b"9" * 3000),
     "3,900 lists": b"[" * 3900,
     "1,900 closed lists": b"[" * 1900 + b"]" * 1900,
+    "seconds of 3,000 digits, which are no float": frame(RUNNING).replace(b"1.5", b"9" * 3000),
     "1e999 seconds": frame(RUNNING).replace(b"1.5", b"1e999"),
     "-1e999 seconds": frame(RUNNING).replace(b"1.5", b"-1e999"),
     "NaN seconds": frame(RUNNING | {"since": float("nan")}),
@@ -242,6 +243,12 @@ def test_another_version_is_told_by_its_id_alone(version: int) -> None:
     """Whatever else it holds: it is answered ``unsupported_version``."""
     asked = decode_request(frame({"v": version, "id": "r-1", "anything": [None]}))
     assert asked == m.OtherVersion(id=m.RequestId("r-1"))
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "9" * 21])
+def test_even_of_another_version_it_must_be_json_with_ordinary_numbers(number: str) -> None:
+    with pytest.raises(ProtocolViolation):
+        decode_request(b'{"v":2,"id":"r-1","x":%b}' % number.encode())
 
 
 def test_a_name_outside_the_grammar_decodes_since_the_helper_answers_it() -> None:

@@ -173,6 +173,7 @@ FAULTS = {
     "executor.reservation  ": "[executor]\nreservation = \"(user = 'a'{knime_user}'b')\"",
     "executor.reservation   ": '[executor]\nreservation = "(user = \'{knime_user})"',
     "executor.reservation    ": "[executor]\nreservation = \"(user = '{knime_user}' or home = '{home}')\"",
+    "executor.reservation     ": "[executor]\nreservation = \"(user = '{knime_user}' AND group = 'g)\"",
     "executor.limits.nofile": "[executor.limits]\nnofile = 3",
     "executor.limits.nofile ": "[executor.limits]\nnofile = 'infinity'",
     "executor.limits.core": "[executor.limits]\ncore = '-1'",

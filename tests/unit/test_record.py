@@ -108,5 +108,11 @@ def test_what_a_caller_sent_is_cut() -> None:
     assert shown("a" * 5000) == "a" * MAX_TEXT + "..."
 
 
+@pytest.mark.parametrize("character", ["\x7f", "\x1b", "\n", "\r", "\x9b", "\u2028", "\u202e", "\0", "\ud800"])
+def test_no_control_character_of_a_caller_reaches_the_terminal_of_who_reads_the_log(character: str) -> None:
+    line, _ = sealed(Event(event="request", user=f"a{character}b"), seq=1, prev=FIRST_PREV, time=1.0, host="h")
+    assert all(0x20 <= byte < 0x7F for byte in line[:-1])
+
+
 def test_the_hash_does_not_depend_on_the_order_of_the_keys_or_on_a_hash_in_the_record() -> None:
     assert record_hash({"a": 1, "b": 2}) == record_hash({"b": 2, "a": 1, "hash": "x"})
