@@ -145,9 +145,8 @@ class Steps:
             self.happens(user, Event.OVERDUE, now)
 
     def _look_at_probe(self, user: User, now: float) -> None:
-        if not self._settlement.consuming:  # what came back would not have reached us: it proves nothing
-            user.pace.out.clear()
-        elif user.pace.accepted(self._limits, now):
+        # While the consumer is cancelled what came back would not reach us: the next one is tried then.
+        if user.pace.accepted(self._limits, now) and self._settlement.consuming:
             user.was_ready, user.bad_starts = True, 0
             self.happens(user, Event.ACCEPTED, now)
 

@@ -1,0 +1,775 @@
+"""The per-user machine's rules, one a test; time is a number here and nothing waits."""
+
+from collections.abc import Mapping
+from itertools import count, pairwise
+from math import inf
+
+import pytest
+
+from broker_listener.actions import (
+    Ack,
+    Action,
+    Ask,
+    CancelConsumer,
+    Fault,
+    GiveBack,
+    HandOver,
+    Park,
+    Report,
+    ResumeConsumer,
+    Unwatch,
+    Watch,
+)
+from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.consuming import Delivery
+from broker_listener.hand_over import Machine
+from broker_listener.pacing import digest
+from broker_listener.publishing import Outcome
+from broker_listener.transitions import TRANSITIONS, Do, Event, State
+from protocol.messages import (
+    ExecutorEntry,
+    Failed,
+    FailedReason,
+    Refused,
+    RefusedReason,
+    RequestId,
+    Running,
+    Started,
+)
+
+ID = RequestId("1")
+
+
+class Listener:
+    """A machine, its clock, and a broker that confirms at once unless it is told otherwise."""
+
+    def __init__(self, broker: Mapping[str, object] | None = None, give_back=None, **hand_over: object) -> None:
+        self.machine = Machine(
+            BrokerConfig(**(broker or {})), HandOverConfig(**hand_over), give_back, jitter=lambda: 0.5
+        )
+        self.now = 100.0
+        self.tags = count(1)
+        self.outcome: Outcome | None = Outcome.CONFIRMED
+        self.actions: list[Action] = []
+        self.under_way: list[HandOver | Park] = []
+        self.machine.publishable(on=True, now=self.now)
+
+    def job(self, user: str, body: str, size: int = 0) -> Delivery:
+        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), b"\0\0", False, "jobs", "new-work")
+        self.machine.job(user, delivery, digest(delivery.body, None), self.now)
+        self.collect()
+        return delivery
+
+    def jobs(self, user: str, *bodies: str) -> None:
+        for body in bodies:
+            self.job(user, body)
+
+    def collect(self) -> None:
+        while actions := self.machine.take_actions():
+            self.actions += actions
+            for action in actions:
+                if isinstance(action, HandOver | Park):
+                    self.under_way.append(action)
+                    if self.outcome is not None:
+                        self.answer(self.outcome)
+
+    def answer(self, outcome: Outcome) -> None:
+        """Give the broker's answer to the oldest message that has none."""
+        self.machine.published(self.under_way.pop(0).token, outcome, self.now)
+        self.collect()
+
+    def helper(self, user: str, answer: object) -> None:
+        self.machine.answered(user, answer, self.now)
+        self.collect()
+
+    def started(self, user: str, pid: int = 7, cgroup: int | None = 5) -> None:
+        self.helper(user, Started(ID, user, 1000, pid, 1.0, cgroup))
+
+    def running(self, user: str, pid: int = 7) -> None:
+        self.helper(user, Running(ID, user, 1000, pid, 1.0, 5))
+
+    def connected(self, user: str) -> None:
+        self.machine.connected(user, self.now)
+        self.collect()
+
+    def exited(self, user: str, pid: int = 7) -> None:
+        self.machine.exited(user, pid, self.now)
+        self.collect()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass as the service does: ring at each deadline."""
+        end = self.now + seconds
+        for _ in range(20_000):
+            deadline = self.machine.next_deadline()
+            if deadline > end:
+                break
+            self.now = max(self.now, deadline)
+            self.machine.time_passed(self.now)
+            self.collect()
+        else:
+            pytest.fail("the machine wants to be woken for ever")
+        self.now = end
+
+    def ready(self, user: str) -> None:
+        """Bring a user's executor up."""
+        self.job(user, f"first of {user}")
+        self.running(user)
+        self.wait(0.25)
+        assert self.state(user) is State.READY
+        self.actions.clear()
+
+    def state(self, user: str) -> State:
+        return self.machine._users[user].state
+
+    def bodies(self, kind: type[Action] = HandOver) -> list[str]:
+        return [action.delivery.body.decode().strip() for action in self.actions if isinstance(action, kind)]
+
+    def of(self, kind: type[Action]) -> list[Action]:
+        return [action for action in self.actions if isinstance(action, kind)]
+
+    def parked(self) -> list[tuple[str, str]]:
+        return [(action.delivery.body.decode().strip(), action.reason) for action in self.of(Park)]
+
+    def faults(self) -> list[Fault]:
+        return [action.fault for action in self.of(Report)]
+
+
+# The table
+
+
+def test_the_table_has_a_step_for_every_event_in_every_state() -> None:
+    assert set(TRANSITIONS) == {(state, event) for state in State for event in Event}
+
+
+def test_every_job_can_settle_from_every_state_that_holds_one() -> None:
+    """From each state some events lead to where jobs are handed over, and some to where they are parked."""
+    for state in State:
+        reached = {state}
+        while True:
+            further = reached | {step.state for (at, _), step in TRANSITIONS.items() if at in reached}
+            if further == reached:
+                break
+            reached = further
+        assert {State.READY, State.FAILED} <= reached
+
+
+def test_a_job_is_handed_over_only_in_probing_and_ready_and_parked_only_in_failed() -> None:
+    for step in TRANSITIONS.values():
+        if step.do in (Do.SERVE, Do.CHECK, Do.PROBE):
+            assert step.state in (State.PROBING, State.READY)
+        if step.do is Do.PARK:
+            assert step.state is State.FAILED
+
+
+def test_where_a_job_arrives_without_an_executor_one_is_asked_for_or_was() -> None:
+    asked = {State.STARTING, State.BACKING_OFF}
+    for event in (Event.JOB, Event.RETURNED):
+        assert TRANSITIONS[State.ABSENT, event].do is Do.ASK
+        assert {TRANSITIONS[state, event].state for state in asked} == asked
+
+
+# A first job
+
+
+def test_a_new_user_s_job_is_held_until_the_executor_is_connected() -> None:
+    listener = Listener()
+    job = listener.job("bob", "one")
+    assert listener.actions == [Ask("bob", fresh=True)]
+    listener.started("bob")
+    assert listener.actions[1:] == [Watch("bob", 1000, 5)]
+    listener.wait(10)
+    assert not listener.of(HandOver)
+    listener.connected("bob")
+    assert listener.actions[2:] == [Unwatch("bob"), HandOver(1, job), Ack(job)]
+
+
+def test_the_first_job_is_the_probe_and_the_others_follow_when_it_stays_away() -> None:
+    listener = Listener()
+    listener.jobs("bob", "one", "two", "three")
+    listener.started("bob")
+    listener.connected("bob")
+    listener.wait(0.19)
+    assert listener.bodies() == ["one"]
+    listener.wait(0.02)
+    assert listener.bodies() == ["one", "two", "three"]
+    assert listener.state("bob") is State.READY
+
+
+def test_a_probe_that_comes_back_is_tried_again_alone() -> None:
+    listener = Listener()
+    listener.jobs("bob", "one", "two")
+    listener.running("bob")
+    for _ in range(5):
+        listener.job("bob", "one")
+        listener.wait(0.1)
+    assert listener.bodies() == ["one"] * 6
+    listener.wait(0.2)
+    assert listener.bodies()[6:] == ["two"]
+
+
+def test_an_executor_that_ran_before_is_probed_at_once() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    listener.running("bob")
+    assert listener.bodies() == ["one"]
+    assert listener.state("bob") is State.PROBING
+
+
+def test_in_delay_mode_the_delay_after_the_start_stands_for_the_connection() -> None:
+    listener = Listener(ready="delay", ready_delay=3.0)
+    listener.job("bob", "one")
+    listener.started("bob")
+    assert not listener.of(Watch)
+    listener.wait(2.9)
+    assert not listener.of(HandOver)
+    listener.wait(0.2)
+    assert listener.bodies() == ["one"]
+
+
+def test_after_start_timeout_the_job_is_handed_over_all_the_same_and_the_fault_is_reported() -> None:
+    listener = Listener(start_timeout=45.0)
+    listener.job("bob", "one")
+    listener.wait(5)
+    listener.started("bob")
+    listener.wait(39.9)
+    assert not listener.of(HandOver)
+    listener.wait(0.2)
+    assert listener.bodies() == ["one"]
+    assert listener.faults() == [Fault.START_OVERDUE]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        Failed(ID, FailedReason.DRAINING, 5.0),
+        Failed(ID, FailedReason.AT_CAPACITY, 5.0),
+        Failed(ID, FailedReason.AUDIT_UNAVAILABLE, 5.0),
+        Failed(ID, FailedReason.LOOKUP_TIMEOUT, 5.0),
+    ],
+)
+def test_without_a_started_executor_start_timeout_hands_nothing_over(answer: object) -> None:
+    listener = Listener(start_timeout=45.0)
+    listener.job("bob", "one")
+    for _ in range(40):
+        listener.helper("bob", answer)
+        listener.wait(5.1)
+    assert not listener.of(HandOver)
+    assert not listener.of(Park)
+    assert listener.state("bob") is State.STARTING
+
+
+def test_a_ready_user_s_job_is_handed_over_at_once_and_acked_after_the_confirm() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.outcome = None
+    job = listener.job("bob", "two")
+    assert [type(action) for action in listener.actions] == [HandOver]
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.actions[1:] == [Ack(job)]
+
+
+# Returned jobs
+
+
+def test_returned_jobs_wait_in_one_line_oldest_first_one_an_interval() -> None:
+    listener = Listener(retry_initial=0.01, retry_max=0.25)
+    listener.ready("bob")
+    listener.jobs("bob", "a", "b", "c", "d")
+    listener.actions.clear()
+    listener.jobs("bob", "d", "b", "a")
+    assert not listener.of(HandOver)
+    listener.wait(0.0105)
+    assert listener.bodies() == ["a"]
+    listener.wait(0.010)
+    assert listener.bodies() == ["a", "b"]
+    listener.wait(0.010)
+    assert listener.bodies() == ["a", "b", "d"]
+
+
+def test_a_first_hand_over_waits_behind_what_came_back_of_its_user_and_nobody_else_s() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.ready("eve")
+    listener.jobs("bob", "a", "a", "new")
+    listener.job("eve", "other")
+    assert listener.bodies() == ["a", "other"]
+    listener.wait(0.1)
+    assert listener.bodies() == ["a", "other", "a", "new"]
+
+
+def test_the_pause_grows_five_percent_a_return_up_to_retry_max_while_nothing_is_accepted() -> None:
+    listener = Listener(retry_initial=0.01, retry_max=0.25)
+    listener.ready("bob")
+    listener.job("bob", "a")
+    pauses = []
+    for _ in range(200):
+        listener.job("bob", "a")
+        handed = len(listener.of(HandOver))
+        before = listener.now
+        while len(listener.of(HandOver)) == handed:
+            listener.wait(0.001)
+        pauses.append(listener.now - before)
+    assert pauses[0] == pytest.approx(0.01, abs=0.002)
+    assert all(later >= earlier - 0.002 for earlier, later in pairwise(pauses))
+    assert pauses[-1] == pytest.approx(0.25, abs=0.002)
+
+
+def test_an_accepted_job_makes_the_pause_short_again() -> None:
+    listener = Listener(retry_initial=0.01, retry_max=0.25)
+    listener.ready("bob")
+    listener.job("bob", "a")
+    for _ in range(200):
+        listener.job("bob", "a")
+        listener.wait(0.26)
+        if listener.machine._users["bob"].pace._interval > 0.1:
+            break
+        listener.machine._users["bob"].pace.out.clear()
+    listener.jobs("bob", "b", "b")
+    handed = len(listener.of(HandOver))
+    listener.wait(0.3)
+    listener.job("bob", "b")
+    listener.wait(0.012)
+    assert len(listener.of(HandOver)) >= handed + 2
+
+
+def test_returned_jobs_of_all_users_together_are_bounded_a_second() -> None:
+    listener = Listener(returns_per_second=100)
+    users = [f"user{number}" for number in range(300)]
+    for user in users:
+        listener.ready(user)
+        listener.job(user, f"a {user}")
+    listener.actions.clear()
+    for user in users:
+        listener.job(user, f"a {user}")
+    listener.wait(1.0)
+    assert 95 <= len(listener.bodies()) <= 110
+    listener.wait(2.1)
+    assert sorted(listener.bodies()) == sorted(f"a {user}" for user in users)
+
+
+def test_a_job_that_comes_back_makes_the_helper_be_asked_again_at_most_once_a_second() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.wait(1.0)
+    listener.job("bob", "a")
+    for _ in range(100):
+        listener.job("bob", "a")
+        listener.wait(0.03)
+        if listener.machine._users["bob"].asking:
+            listener.running("bob")
+    assert 3 <= len(listener.of(Ask)) <= 4
+
+
+def test_a_user_with_traffic_is_asked_for_once_a_minute() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    for number in range(600):
+        listener.job("bob", f"job {number}")
+        listener.wait(0.5)
+        if listener.machine._users["bob"].asking:
+            listener.running("bob")
+    assert len(listener.of(Ask)) == 4
+
+
+def test_a_lost_exit_notice_is_made_good_by_asking_again() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.wait(2)
+    listener.jobs("bob", "a", "a")
+    assert listener.of(Ask) == [Ask("bob", fresh=False)]
+    listener.started("bob", pid=8)
+    listener.wait(1)
+    assert listener.bodies() == ["a"]
+    listener.connected("bob")
+    assert listener.bodies() == ["a", "a"]
+
+
+# Bounds
+
+
+def test_only_max_unconfirmed_hand_overs_are_under_way() -> None:
+    listener = Listener({"max_unconfirmed": 3})
+    listener.ready("bob")
+    listener.outcome = None
+    listener.jobs("bob", *"abcdef")
+    assert listener.bodies() == list("abc")
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.bodies() == list("abcd")
+
+
+def test_a_busy_user_does_not_delay_another_s_first_job_beyond_the_next_confirm() -> None:
+    listener = Listener({"max_unconfirmed": 3})
+    listener.ready("bob")
+    listener.ready("eve")
+    listener.outcome = None
+    listener.jobs("bob", *(f"job {number}" for number in range(500)))
+    listener.job("eve", "eve's")
+    listener.answer(Outcome.CONFIRMED)
+    listener.answer(Outcome.CONFIRMED)
+    assert "eve's" in listener.bodies()
+
+
+def test_at_max_held_bytes_the_consumer_is_cancelled_and_taken_up_again_below_half() -> None:
+    listener = Listener({"max_held_bytes": 2**20})
+    for number in range(11):
+        listener.job("bob", f"job {number}", size=100_000)
+    assert len(listener.of(CancelConsumer)) == 1
+    assert Fault.HOLDING_FULL in listener.faults()
+    listener.running("bob")
+    listener.wait(0.19)
+    assert not listener.of(ResumeConsumer)
+
+
+def test_what_stays_away_while_the_consumer_is_cancelled_proves_nothing() -> None:
+    listener = Listener({"prefetch": 4})
+    listener.jobs("bob", *"abcdefgh")
+    assert len(listener.of(CancelConsumer)) == 1
+    listener.running("bob")
+    listener.wait(0.25)
+    assert listener.bodies() == ["a", "b"]
+    assert listener.state("bob") is State.PROBING
+    listener.wait(5)
+    assert len(listener.of(ResumeConsumer)) == 1
+    assert listener.bodies() == list("abcdefgh")
+
+
+def test_after_max_hold_a_job_goes_back_unchanged_and_the_state_is_kept() -> None:
+    listener = Listener({"max_hold": 600.0})
+    job = listener.job("bob", "one")
+    listener.helper("bob", Failed(ID, FailedReason.DRAINING, 60.0))
+    listener.wait(599)
+    assert not listener.of(GiveBack)
+    listener.wait(2)
+    assert listener.of(GiveBack) == [GiveBack(job)]
+    assert Fault.HELD_TOO_LONG in listener.faults()
+    assert listener.machine.settlement.deliveries == 0
+
+
+# What is not published
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RETURNED, Outcome.NACKED, Outcome.LOST])
+def test_a_hand_over_that_the_broker_does_not_take_is_not_acked_and_tried_again_with_a_growing_pause(
+    outcome: Outcome,
+) -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.outcome = outcome
+    listener.job("bob", "a")
+    assert listener.bodies() == ["a"]
+    assert not listener.of(Ack)
+    listener.wait(30)
+    assert 5 <= len(listener.bodies()) <= 12
+    listener.outcome = Outcome.CONFIRMED
+    listener.wait(6)
+    assert len(listener.of(Ack)) == 1
+
+
+def test_while_nothing_can_be_published_nothing_is_handed_over_or_parked() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.machine.publishable(on=False, now=listener.now)
+    listener.job("bob", "a")
+    listener.machine.no_job(Delivery(1, 99, b"junk", b"", False, "", ""), "not_json", "", listener.now)
+    listener.wait(60)
+    assert not listener.of(HandOver)
+    assert not listener.of(Park)
+    listener.machine.publishable(on=True, now=listener.now)
+    listener.collect()
+    assert listener.bodies() == ["a"]
+    assert listener.bodies(Park) == ["junk"]
+
+
+def test_lost_deliveries_are_forgotten_and_their_confirms_ack_nothing() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.outcome = None
+    listener.jobs("bob", "a", "b")
+    listener.job("eve", "c")
+    listener.machine.deliveries_lost(listener.now)
+    listener.answer(Outcome.CONFIRMED)
+    listener.answer(Outcome.LOST)
+    assert not listener.of(Ack)
+    assert listener.machine.settlement.deliveries == 0
+    assert listener.machine.settlement.under_way == 0
+    listener.running("eve")
+    listener.wait(60)
+    assert listener.bodies() == ["a", "b"]
+
+
+def test_redelivered_jobs_keep_the_order_in_which_they_were_first_seen() -> None:
+    listener = Listener()
+    listener.jobs("bob", "a", "b", "c")
+    listener.machine.deliveries_lost(listener.now)
+    listener.jobs("bob", "c", "d", "b", "a")
+    listener.running("bob")
+    listener.wait(0.3)
+    assert listener.bodies() == ["a", "b", "c", "d"]
+
+
+# Parking
+
+
+def test_a_message_that_is_no_job_is_parked_and_acked_after_the_confirm() -> None:
+    listener = Listener()
+    listener.outcome = None
+    junk = Delivery(1, 1, b"junk", b"\0\0", False, "", "")
+    listener.machine.no_job(junk, "not_json", "why", listener.now)
+    listener.collect()
+    assert listener.of(Park) == [Park(1, junk, "not_json", "why")]
+    assert not listener.of(Ack)
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.of(Ack) == [Ack(junk)]
+
+
+def test_a_parked_queue_that_takes_nothing_holds_the_message_and_loses_nothing() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    for number in range(50):
+        listener.machine.no_job(Delivery(1, number, b"junk", b"", False, "", ""), "not_json", "", listener.now)
+    listener.collect()
+    listener.actions.clear()
+    listener.wait(120)
+    assert not listener.of(Ack)
+    assert 3 <= len(listener.of(Park)) <= 12
+    assert Fault.NOT_PARKED in listener.faults()
+    listener.outcome = Outcome.CONFIRMED
+    listener.wait(31)
+    assert len(listener.of(Ack)) == 50
+
+
+def test_messages_that_cannot_be_parked_go_back_after_max_hold() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    for number in range(5):
+        listener.machine.no_job(Delivery(1, number, b"junk", b"", False, "", ""), "not_json", "", listener.now)
+    listener.collect()
+    listener.wait(640)
+    assert len(listener.of(GiveBack)) == 5
+    assert listener.machine.settlement.deliveries == 0
+
+
+@pytest.mark.parametrize("reason", [reason for reason in RefusedReason if reason != "unknown_user"])
+def test_a_refused_user_s_jobs_are_parked_with_the_refusal_and_it_is_asked_again_later(reason: RefusedReason) -> None:
+    listener = Listener()
+    listener.jobs("bob", "one", "two")
+    listener.helper("bob", Refused(ID, reason))
+    listener.job("bob", "three")
+    assert listener.parked() == [(body, reason.value) for body in ("one", "two", "three")]
+    assert len(listener.of(Ask)) == 1
+    listener.wait(11)
+    listener.job("bob", "four")
+    assert len(listener.of(Ask)) == 2
+    listener.running("bob")
+    assert listener.bodies() == ["four"]
+
+
+def test_only_bad_starts_in_a_row_park_and_failures_of_the_host_never_do() -> None:
+    listener = Listener({"max_hold": 1700.0}, max_start_attempts=3)
+    listener.job("bob", "one")
+    for reason in FailedReason:
+        if reason not in (FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED):
+            for _ in range(5):
+                listener.helper("bob", Failed(ID, reason, 0.1))
+                listener.wait(0.2)
+    assert not listener.of(Park)
+    for reason in (FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED):
+        listener.helper("bob", Failed(ID, reason, 0.1))
+        listener.wait(0.2)
+    assert not listener.of(Park)
+    listener.started("bob")
+    listener.exited("bob")
+    assert listener.parked() == [("one", "start_failed")]
+
+
+def test_an_executor_that_was_connected_ends_a_row_of_bad_starts() -> None:
+    listener = Listener(max_start_attempts=2)
+    listener.job("bob", "one")
+    for pid in range(1, 20, 2):
+        listener.started("bob", pid)
+        listener.exited("bob", pid)
+        listener.wait(1.1)
+        listener.started("bob", pid + 1)
+        listener.connected("bob")
+        listener.job("bob", "one")
+        listener.exited("bob", pid + 1)
+    assert not listener.of(Park)
+
+
+def test_an_unknown_user_is_parked_only_when_that_is_still_the_answer_after_the_grace() -> None:
+    listener = Listener(unknown_grace=60.0)
+    listener.job("bob", "one")
+    asked_at = []
+    begun = listener.now
+    while not listener.of(Park):
+        if listener.machine._users["bob"].asking:
+            asked_at.append(listener.now - begun)
+            listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
+        listener.wait(0.1)
+    assert [round(at) for at in asked_at] == [0, 1, 3, 7, 15, 31, 60]
+    assert listener.parked() == [("one", "unknown_user")]
+
+
+def test_an_account_that_appears_within_the_grace_runs() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
+    listener.wait(1.1)
+    listener.started("bob")
+    listener.connected("bob")
+    assert listener.bodies() == ["one"]
+    assert not listener.of(Park)
+
+
+def test_a_name_that_is_known_to_be_absent_is_parked_without_a_second_grace() -> None:
+    listener = Listener(unknown_grace=60.0)
+    listener.job("bob", "one")
+    for _ in range(7):
+        listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
+        listener.wait(33)
+    listener.wait(30)
+    listener.job("bob", "two")
+    listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
+    assert listener.parked() == [("one", "unknown_user"), ("two", "unknown_user")]
+
+
+def test_at_most_a_thousand_jobs_of_unknown_users_wait_and_the_rest_is_parked_at_once() -> None:
+    listener = Listener()
+    listener.jobs("bob", *(f"job {number}" for number in range(600)))
+    listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
+    listener.jobs("eve", *(f"eve's {number}" for number in range(600)))
+    listener.helper("eve", Refused(ID, RefusedReason.UNKNOWN_USER))
+    assert len(listener.parked()) == 200
+    assert listener.parked()[0] == ("eve's 400", "unknown_user")
+    listener.job("bob", "one more")
+    assert listener.parked()[-1] == ("one more", "unknown_user")
+    listener.job("alice", "of a user nobody was asked for")
+    assert len(listener.parked()) == 201
+    listener.wait(2)
+    listener.running("bob")
+    listener.running("alice")
+    listener.wait(1)
+    listener.job("eve", "there is room again")
+    assert len(listener.parked()) == 201
+
+
+# The helper's word
+
+
+def test_an_executor_that_ended_is_asked_for_again_only_where_jobs_are_held() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.exited("bob")
+    assert not listener.of(Ask)
+    assert listener.state("bob") is State.ABSENT
+    listener.job("bob", "two")
+    assert len(listener.of(Ask)) == 1
+
+
+def test_the_end_of_an_older_executor_changes_nothing() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.exited("bob", pid=3)
+    assert listener.state("bob") is State.READY
+
+
+def test_an_answer_that_was_written_before_the_exit_does_not_bring_the_executor_back() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.wait(2)
+    listener.jobs("bob", "a", "a")
+    listener.exited("bob")
+    listener.running("bob", pid=7)
+    assert listener.state("bob") is State.BACKING_OFF
+    listener.wait(0.3)
+    assert len(listener.of(Ask)) == 2
+
+
+def test_a_helper_that_is_away_changes_nothing_for_users_whose_executor_runs() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.wait(2)
+    listener.jobs("bob", "a", "a")
+    listener.helper("bob", None)
+    listener.wait(0.5)
+    listener.job("bob", "b")
+    assert listener.bodies() == ["a", "a", "b"]
+
+
+def test_when_the_helper_is_back_its_list_is_the_truth_and_who_waits_is_asked_for_at_once() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.ready("eve")
+    listener.job("alice", "held")
+    listener.helper("alice", None)
+    listener.wait(3)
+    entries = {"bob": ExecutorEntry("bob", "bob", 1000, 7, 1.0, 5), "zoe": ExecutorEntry("zoe", "zoe", 1001, 9, 1.0, 6)}
+    listener.actions.clear()
+    listener.machine.listed(entries, listener.now)
+    listener.collect()
+    assert listener.actions == [Ask("alice", fresh=True)]
+    states = {name: listener.state(name) for name in ("bob", "eve", "zoe")}
+    assert states == {"bob": State.READY, "eve": State.ABSENT, "zoe": State.PROBING}
+
+
+def test_an_executor_younger_than_the_list_is_not_taken_for_gone() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    listener.started("bob")
+    listener.machine.listed({}, listener.now)
+    assert listener.state("bob") is State.STARTING
+
+
+def test_at_most_one_request_a_user_and_64_in_all_are_under_way() -> None:
+    listener = Listener()
+    for number in range(200):
+        listener.jobs(f"user{number}", f"a {number}", f"b {number}")
+    assert [ask.user for ask in listener.of(Ask)] == [f"user{number}" for number in range(64)]
+    listener.helper("user5", None)
+    assert listener.of(Ask)[64:] == [Ask("user64", fresh=True)]
+
+
+# Mode requeue
+
+
+def test_in_mode_requeue_a_job_is_given_back_and_paced_as_if_it_had_been_published() -> None:
+    listener = Listener(give_back=lambda delivery: delivery.body != b"expires")
+    listener.job("bob", "a")
+    listener.job("bob", "expires")
+    listener.running("bob")
+    assert listener.bodies(GiveBack) == ["a"]
+    listener.job("bob", "a")
+    listener.wait(0.05)
+    assert listener.bodies(GiveBack) == ["a", "a"]
+    listener.wait(0.2)
+    assert listener.bodies() == ["expires"]
+    assert listener.machine.settlement.deliveries == 0
+
+
+# Memory
+
+
+def test_users_without_anything_held_are_forgotten_and_those_with_an_executor_are_not() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    for number in range(20_000):
+        listener.job(f"user{number}", f"job {number}")
+        listener.helper(f"user{number}", Refused(ID, RefusedReason.DENIED_USER))
+        listener.actions.clear()
+    assert len(listener.machine._users) <= 4097
+    assert listener.state("bob") is State.READY
+    assert len(listener.machine._timers) <= 64 + 2 * 4097
+
+
+def test_a_flood_of_one_ready_user_leaves_nothing_behind_but_a_bounded_memory_of_what_was_seen() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    for number in range(20_000):
+        listener.now += 0.0001
+        listener.job("bob", f"job {number}")
+        listener.actions.clear()
+    assert len(listener.machine._seen) == 8192
+    assert len(listener.machine._users["bob"].pace.out) <= 64
+    assert listener.machine.settlement.deliveries == 0
+    assert listener.machine.next_deadline() == inf
