@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from protocol.record import Event
 from protocol.settings import SettingsError
 from root_helper import accounts
-from root_helper.audit import AuditLog
+from root_helper.audit import AuditLog, AuditUnavailable
 from root_helper.config import HelperConfig, config_faults, load
 from root_helper.gateway import Gateway
 from root_helper.loop import Loop
@@ -28,6 +28,8 @@ from root_helper.supervisor import Supervisor
 _log: Final = logging.getLogger("helper")
 _CONFIGURATION: Final = 2
 _LOCK_HELD: Final = 75
+_NO_AUDIT_LOG: Final = 1
+"""Not a fault of the configuration, after which nobody would start us again: a full disk passes."""
 _DESCRIPTION: Final = """\
 Starts KNIME Executors as the users that they work for: takes one narrow request at a time over a Unix socket,
 validates the user against the host's accounts, makes home, workspace and temp directory where they are missing,
@@ -84,11 +86,14 @@ def _serve(config: HelperConfig) -> None:
         _leave(_LOCK_HELD, [f"{run_directory}/helper.lock: another knime-root-helper is running; it is left alone"])
     listener, gate = _ids(config.socket.listener_user), _ids(config.socket.gate_user)
     gateway = Gateway(config.socket.path, listener, gate)  # before anything else is in this process's memory
-    audit = AuditLog(
-        config.audit.path, rotate_size=config.audit.rotate_size, keep_days=config.audit.keep_days,
-        adm=accounts.group_id("adm") or 0, host=os.uname().nodename,
-    )  # fmt: skip
-    audit.record(Event(event="helper_started", pid=os.getpid()))
+    try:
+        audit = AuditLog(
+            config.audit.path, rotate_size=config.audit.rotate_size, keep_days=config.audit.keep_days,
+            adm=accounts.group_id("adm") or 0, host=os.uname().nodename,
+        )  # fmt: skip
+    except AuditUnavailable as error:
+        _leave(_NO_AUDIT_LOG, [f"knime-root-helper: {error}"])
+    audit.record_end(Event(event="helper_started", pid=os.getpid()))
     if not systemd_is_there():
         _log.warning("no systemd: executors run without scopes, known by pid, start time, uid and session")
     loop = Loop()

@@ -43,7 +43,7 @@ class AuditLog:
         self._owed: deque[Event] = deque(maxlen=1000)
         self._bound, self._summary_due = Bound(), 0.0
         self._anchored, self._anchor_due = 0, 0.0
-        self._guarded(self._open)
+        self._file = self._guarded(lambda: self._opened(self._path))
         self._guarded(self._take_up)
         self._anchor()
 
@@ -53,9 +53,7 @@ class AuditLog:
         Raises:
             AuditUnavailable: it is not written, and nothing must follow from it.
         """
-        while self._owed:
-            self._guarded(lambda: self._write(self._owed[0]))
-            self._owed.popleft()
+        self._write_owed()
         return self._guarded(lambda: self._write(event))
 
     def record_end(self, event: Event) -> int:
@@ -74,7 +72,9 @@ class AuditLog:
                 self.record(event)
 
     def tick(self, now: float) -> None:
-        """Write what is due by time: the count of what was left out, the anchor."""
+        """Write what is due by time: ends kept in memory, the count of what was left out, the anchor."""
+        with contextlib.suppress(AuditUnavailable):
+            self._write_owed()
         if now >= self._summary_due:
             self._summary_due = now + _SUMMARY_SECONDS
             counts, self._bound.suppressed = self._bound.suppressed, {}
@@ -93,22 +93,32 @@ class AuditLog:
         """
         self._guarded(lambda: os.fdatasync(self._file))
 
+    def _write_owed(self) -> None:
+        while self._owed:
+            self._guarded(lambda: self._write(self._owed[0]))
+            self._owed.popleft()
+
     def _guarded(self, step: Callable[[], T]) -> T:
         try:
             return step()
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise AuditUnavailable(f"audit log {self._path}: {error}") from error
 
-    def _open(self) -> None:
+    def _opened(self, path: str) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file = os.open(self._path, flags, 0o640)
-        os.fchmod(self._file, 0o640)
-        # PRIVILEGED: by descriptor, in a directory that only root can write: auditors of group adm may read.
-        os.fchown(self._file, 0, self._adm)
-        self._size = os.fstat(self._file).st_size
+        file = os.open(path, flags, 0o640)
+        try:
+            os.fchmod(file, 0o640)
+            # PRIVILEGED: by descriptor, in a directory that only root can write: auditors of group adm may read.
+            os.fchown(file, 0, self._adm)
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     def _take_up(self) -> None:
         """Go on where the last whole record ends; what a power cut left of the next one is cut off, and said."""
+        self._size = os.fstat(self._file).st_size
         torn = self._continue(self._file, self._size) if self._size else 0
         if not self._seq and (rotated := self._rotated()):
             with open(f"{self._path}.{max(rotated)}", "rb") as newest:  # a crash in mid-rotation
@@ -152,20 +162,27 @@ class AuditLog:
         return self._seq
 
     def _check_file(self) -> None:
-        status = os.fstat(self._file)
-        if status.st_nlink == 0 or status.st_size != self._size:
-            raise OSError("it was removed or changed by somebody else; look at it, then restart the helper")
+        ours, there = os.fstat(self._file), os.stat(self._path, follow_symlinks=False)
+        if not os.path.samestat(ours, there) or ours.st_size != self._size:
+            raise OSError("it was replaced or changed by somebody else; look at it, then restart the helper")
 
     def _rotate(self) -> None:
+        """Begin another file; until that is open nothing has changed, so that a failure is tried again."""
+        self._check_file()
         os.fdatasync(self._file)
+        new = self._opened(f"{self._path}.new")
         os.rename(self._path, f"{self._path}.{self._first}")
+        os.rename(f"{self._path}.new", self._path)
         os.close(self._file)
-        self._first, self._size = self._seq + 1, 0
-        self._open()
+        self._file, self._first, self._size = new, self._seq + 1, 0
         self._anchor()
+        self._forget_old()
+
+    def _forget_old(self) -> None:
         for first in self._rotated():
-            if os.stat(f"{self._path}.{first}").st_mtime < time.time() - self._keep:
-                os.unlink(f"{self._path}.{first}")
+            with contextlib.suppress(OSError):  # kept longer than it must be; the records go on
+                if os.stat(f"{self._path}.{first}").st_mtime < time.time() - self._keep:
+                    os.unlink(f"{self._path}.{first}")
 
     def _anchor(self) -> None:
         """Tell the journal where the chain is: forwarded off the host, it proves what a rewrite would hide."""

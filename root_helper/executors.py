@@ -77,6 +77,8 @@ def uid_of(pid: int) -> int | None:
 
 def members(executor: Executor) -> list[int]:
     """Give what is alive of an executor: what is in its scope, or where it has none, in its session with its uid."""
+    if _is_of_another_time(executor):
+        return []
     pids = scope.processes(executor.scope) if executor.scope else map(int, filter(str.isdigit, os.listdir("/proc")))
     return [pid for pid in pids if _is_member(pid, executor)]
 
@@ -84,7 +86,7 @@ def members(executor: Executor) -> list[int]:
 def signal_members(executor: Executor, number: signal.Signals) -> None:
     """Send the signal to each; a pidfd is opened first and the facts are looked at again, so no stranger is hit."""
     for pid in members(executor):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it is gone, or its pid is a thread's by now
             pidfd = os.pidfd_open(pid)
             try:
                 if _is_member(pid, executor):
@@ -92,6 +94,15 @@ def signal_members(executor: Executor, number: signal.Signals) -> None:
                     signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)
+
+
+def _is_of_another_time(executor: Executor) -> bool:
+    """Tell whether nothing of it can be left: another boot, or its pid is another process's by now.
+
+    A pid is not given away while a session bears it, so in both cases a session of that number is a stranger's.
+    """
+    leader = stat_of(executor.pid)
+    return executor.boot_id != boot_id() or (leader is not None and leader.start_time != executor.start_time)
 
 
 def _is_member(pid: int, executor: Executor) -> bool:
@@ -166,7 +177,7 @@ class Registry:
         for executor in self._saved():
             try:
                 pidfd = os.pidfd_open(executor.pid)
-            except ProcessLookupError:
+            except OSError:  # it is gone, or its pid is a thread's by now
                 pidfd = None
             if pidfd is not None and self._is_it(executor):
                 self.add(executor, pidfd)
@@ -176,9 +187,11 @@ class Registry:
             ended(executor)
 
     def _is_it(self, executor: Executor) -> bool:
+        """Tell whether it runs; a worker whose supervisor was killed before ``G`` is none, and will be seen off."""
         stat = stat_of(executor.pid)
-        same = stat is not None and stat.start_time == executor.start_time and executor.boot_id == self._boot_id
-        return same and uid_of(executor.pid) == executor.uid
+        if stat is None or not stat.executed or executor.boot_id != self._boot_id:
+            return False
+        return stat.start_time == executor.start_time and uid_of(executor.pid) == executor.uid
 
     def _saved(self) -> Iterator[Executor]:
         for name in sorted(os.listdir(self._directory)):

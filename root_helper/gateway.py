@@ -109,8 +109,11 @@ class Gateway:
             datagram = self.channel.recv(_MAX_DATAGRAM + 1)
         except (BlockingIOError, ConnectionError):
             return None
+        if not datagram:  # it closed its end and lives, or says nothing at all: not our gate any more
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            return None
         if len(datagram) < _HEADER.size:
-            return None if not datagram else Datagram(Peer(*self._gate, self.pid), b"", b"")
+            return Datagram(Peer(*self._gate, self.pid), b"", b"")
         kind, uid, gid, pid, length = _HEADER.unpack_from(datagram)
         identity, frame = datagram[_HEADER.size :][:length], datagram[_HEADER.size + length :]
         return Datagram(Peer(uid, gid, pid), identity, None if kind == b"S" else frame)

@@ -23,23 +23,26 @@ class Rates:
     _by_key: dict[str, deque[float]] = field(default_factory=dict)
     _all: deque[float] = field(default_factory=deque)
 
-    def wait(self, key: str, now: float) -> float:
-        """Count a start and give 0, or give the seconds until one is allowed; that one is not counted."""
+    def wait(self, key: str, now: float, *, in_all: bool = True) -> float:
+        """Count a start and give 0, or give the seconds until one is allowed; that one is not counted.
+
+        With ``in_all`` false it counts for its key only: the same start was counted under another key before.
+        """
         _forget(self._all, now - 1.0)
         recent = self._by_key.get(key, deque())
         _forget(recent, now - _MINUTE)
         if len(recent) >= self.per_minute:
             return recent[0] + _MINUTE - now
-        if len(self._all) >= self.per_second:
+        if in_all and len(self._all) >= self.per_second:
             return self._all[0] + 1.0 - now
         recent.append(now)
-        self._all.append(now)
+        self._all.extend([now] * in_all)
         self._by_key[key] = recent
         self._sweep(now)
         return 0.0
 
     def _sweep(self, now: float) -> None:
-        if len(self._by_key) > self.per_second * _MINUTE:
+        if len(self._by_key) > 2 * self.per_second * _MINUTE:
             self._by_key = {key: times for key, times in self._by_key.items() if times[-1] > now - _MINUTE}
 
 

@@ -99,7 +99,8 @@ class Starts:
 
     def release_ready(self) -> None:
         """Let all workers execute whose ``started`` records one fdatasync brought to the disk."""
-        ready, self._ready = self._ready, []
+        # Without those that died in this very round: their descriptors are closed, and may be others' by now.
+        ready, self._ready = [start for start in self._ready if start.stage == "ready"], []
         if not ready:
             return
         try:
@@ -109,23 +110,39 @@ class Starts:
                 self._fail(start, FailedReason.AUDIT_UNAVAILABLE, str(error))
             return
         for start in ready:
-            start.stage = "released"
+            self._advance(start, "released", self.config.limits.prepare_timeout)  # it is the user's to stop by now
             with contextlib.suppress(BrokenPipeError):  # a worker that died: its pipe tells
                 os.write(start.go, b"G")
 
     def _fork(self, start: Start) -> None:
-        start.report, report = os.pipe()
-        go, start.go = os.pipe()
-        # PRIVILEGED: the child is the worker; it never returns from run().
-        start.pid = os.fork()
+        opened: list[int] = []
+        try:
+            opened += os.pipe()
+            opened += os.pipe()
+            # PRIVILEGED: the child is the worker; it never returns from run().
+            start.pid = os.fork()
+        except OSError as error:
+            self._not_forked(start, opened, error)
+            return
+        start.report, report, go, start.go = opened
         if start.pid == 0:
             worker.run(start.task, self.config, report, go)
+        os.set_blocking(start.report, False)
         os.close(report)
         os.close(go)
         start.pidfd = os.pidfd_open(start.pid)
         self.loop.watch(start.report, lambda: self._hear(start))
         self.loop.watch(start.pidfd, lambda: self._reap(start))
         self._advance(start, "looking_up", self.config.limits.lookup_timeout)
+
+    def _not_forked(self, start: Start, opened: list[int], error: OSError) -> None:
+        """Say that the host has no process or descriptor left; nothing was begun."""
+        for descriptor in opened:
+            os.close(descriptor)
+        _log.error("failed user=%s reason=at_capacity: no worker: %s", start.task.user, error.strerror)
+        reason = FailedReason.AT_CAPACITY
+        self._answer(start, lambda asked: Failed(asked, reason, RETRY_AFTER), "failed", reason)
+        self._leave(start)
 
     def _advance(self, start: Start, stage: str, seconds: float) -> None:
         start.stage = stage
@@ -145,11 +162,14 @@ class Starts:
         for line in lines:
             self._take(start, json.loads(line))
         if not chunk or len(start.said) > 4096:
-            self.loop.forget(start.report)
-            os.close(start.report)
-            start.report = -1
-            if start.stage != "ended":
-                self._conclude(start)
+            self._stop_hearing(start)
+
+    def _stop_hearing(self, start: Start) -> None:
+        self.loop.forget(start.report)
+        os.close(start.report)
+        start.report = -1
+        if start.stage != "ended":
+            self._conclude(start)
 
     def _take(self, start: Start, fact: dict[str, Any]) -> None:
         if start.stage == "ended":
@@ -177,6 +197,7 @@ class Starts:
             first = start.asked[0]
             self.audit.record(replace(executor_event("started", executor, None), request_id=first.id, peer=first.peer))
         except (OSError, AuditUnavailable) as error:
+            self.registry.forget_state(start.task.user)
             unavailable = isinstance(error, AuditUnavailable)
             self._fail(
                 start, FailedReason.AUDIT_UNAVAILABLE if unavailable else FailedReason.PREPARE_FAILED, str(error)
@@ -192,7 +213,8 @@ class Starts:
             return FailedReason.UID_IN_USE
         if len(same) >= self.config.users.max_per_os_user:
             return FailedReason.AT_CAPACITY
-        return FailedReason.RATE_LIMITED if self.rates.wait(f"uid:{executor.uid}", time.monotonic()) else None
+        limited = self.rates.wait(f"uid:{executor.uid}", time.monotonic(), in_all=False)
+        return FailedReason.RATE_LIMITED if limited else None
 
     def _conclude(self, start: Start) -> None:
         """Tell execve from death: both close the pipe, but only execve clears the kernel's flag."""
@@ -232,17 +254,24 @@ class Starts:
 
     def _reap(self, start: Start) -> None:
         """Take leave of a worker that is gone: what it still said counts, then its user is free again."""
-        while start.report >= 0:
-            self._hear(start)
+        with contextlib.suppress(BlockingIOError):
+            while start.report >= 0:
+                self._hear(start)
+        if start.report >= 0:  # something that it left behind holds the other end
+            self._stop_hearing(start)
         if start.stage != "ended":
             return  # it had executed, and is the registry's now
-        self._forget(start)
         self.loop.forget(start.pidfd)
         os.waitid(os.P_PIDFD, start.pidfd, os.WEXITED)
         os.close(start.pidfd)
+        self._forget(start)
 
     def _forget(self, start: Start) -> None:
         os.close(start.go)
+        self._leave(start)
+
+    def _leave(self, start: Start) -> None:
+        """Let the next one of the same OS account have its turn."""
         del self.by_user[start.task.user]
         following = next((other for other in self._queue if other.task.os_user == start.task.os_user), None)
         if following:
