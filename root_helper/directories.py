@@ -59,7 +59,7 @@ def ensure_home(account: Account, home_roots: Sequence[str]) -> None:
         NotPrepared: the host could not.
     """
     home = account.home
-    if not home.isprintable() or not home.strip("/") or home != os.path.normpath("/" + home.lstrip("/")):
+    if not home.isprintable() or home != os.path.normpath("/" + home.lstrip("/")):
         raise _home_conflict(home, "is no absolute, normalised, printable path; correct the account's home")
     with _os_errors_about(home):
         found = _home_as_the_user_sees_it(account)
@@ -104,8 +104,7 @@ def _make_private(within: int, name: str, account: Account, acl: PrivateAcl) -> 
     _remove(within, staging)
     # PRIVILEGED: in a directory that only root can write.
     os.mkdir(staging, 0o700, dir_fd=within)
-    made = os.open(staging, _READABLE, dir_fd=within)
-    try:
+    with _held(os.open(staging, _READABLE, dir_fd=within)) as made:
         acl.apply(made)
         # PRIVILEGED: by descriptor, of the directory just made; last, so that until now the account could change
         # nothing here.
@@ -113,10 +112,7 @@ def _make_private(within: int, name: str, account: Account, acl: PrivateAcl) -> 
         # PRIVILEGED: nothing has the name (rename(2) would replace an empty directory): the caller looked, and only
         # root, one start of an account at a time, can have made it since.
         os.rename(staging, name, src_dir_fd=within, dst_dir_fd=within)
-    except BaseException:
-        os.close(made)
-        raise
-    return made
+        return os.dup(made)  # not inheritable either
 
 
 def _make_home(account: Account, home_roots: Sequence[str], *, half_made: bool) -> os.stat_result:
