@@ -64,8 +64,9 @@ class Machine:
             self._limits,
         )
 
-    def take_actions(self) -> list[Action]:
-        """Give what is to be done now, in this order; each action once."""
+    def take_actions(self, now: float) -> list[Action]:
+        """Give what is to be done now, in this order; each action once. After one or more events, not in between."""
+        self._steps.serve(now)
         taken = self._actions.copy()
         self._actions.clear()
         return taken
@@ -80,8 +81,9 @@ class Machine:
             return
         seen = self._seen.arrived(digest, now)
         returned = seen.handed
+        if not user.held:
+            user.held_until = now + self._max_hold  # of those that arrive after it, none is older
         heappush(user.held, Held(seen.seq, delivery.tag, returned, now, delivery, seen))
-        user.held_until = min(user.held_until, now + self._max_hold)
         if returned:
             user.returned += 1
             user.pace.came_back(seen, self._limits, now)
@@ -118,14 +120,12 @@ class Machine:
             else:
                 self._steps.not_taken(user, held, now)
                 self._actions.append(Report(Fault.NOT_PUBLISHED, user.name, f"outcome={outcome.value}"))
-            if user.held or user.state is not State.READY:
+            if not user.queued and (user.held or user.state is not State.READY):
                 self._steps.look(user, now)
-        self._steps.serve(now)
 
-    def publishable(self, *, on: bool, now: float) -> None:
+    def publishable(self, *, on: bool) -> None:
         """Take whether publishing is possible."""
         self.settlement.publishable(on=on)
-        self._steps.serve(now)
 
     def answered(self, name: str, answer: Answer, now: float) -> None:
         """Take the helper's answer to an ``Ask``, or None where it gave none."""
@@ -162,7 +162,6 @@ class Machine:
         """Do what is due."""
         for user in self._timers.due(now):
             self._steps.look(user, now)
-        self._steps.serve(now)
 
     def stop(self) -> None:
         """Hand nothing over and park nothing any more."""

@@ -5,6 +5,7 @@ nothing, and pauses per job would turn their order round: the pace is the user's
 and steers the pause and the order only, never parking, dropping or a search for duplicates. Time is an argument.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Final
@@ -46,7 +47,7 @@ class SeenJobs:
     """The jobs seen last: the longest unused are forgotten first."""
 
     def __init__(self) -> None:
-        self._jobs: dict[bytes, Seen] = {}
+        self._jobs: OrderedDict[bytes, Seen] = OrderedDict()  # a dict's first key is not found in constant time
         self._seq = 0
 
     def __len__(self) -> int:
@@ -70,11 +71,10 @@ class SeenJobs:
         self._keep(seen)
 
     def _keep(self, seen: Seen) -> None:
-        jobs = self._jobs
-        jobs.pop(seen.digest, None)
-        jobs[seen.digest] = seen
-        if len(jobs) > MAX_SEEN:
-            del jobs[next(iter(jobs))]
+        self._jobs[seen.digest] = seen
+        self._jobs.move_to_end(seen.digest)
+        if len(self._jobs) > MAX_SEEN:
+            self._jobs.popitem(last=False)
 
 
 class Pace:

@@ -120,7 +120,7 @@ class Service:
 
     def on_publishable(self, can_publish: bool) -> None:  # noqa: FBT001 - the one thing it says
         """Take whether anything can be published."""
-        self._machine.publishable(on=can_publish, now=time.monotonic())
+        self._machine.publishable(on=can_publish)
         self._soon()
 
     def on_listed(self, executors: Mapping[str, ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
@@ -160,7 +160,7 @@ class Service:
 
     def _perform(self) -> None:
         self._scheduled = False
-        for action in self._machine.take_actions():
+        for action in self._machine.take_actions(time.monotonic()):
             try:
                 self._does[type(action)](action)
             except Exception as error:  # noqa: BLE001 - one action's bug ends that action

@@ -82,7 +82,7 @@ class Steps:
             self._actions.append(Unwatch(user.name))
         user.state = step.state
         self._steps[step.do](user, now)
-        if user.held or user.state is not State.READY:
+        if not user.queued or user.wake_at == inf:  # who is in line has a time already, and is looked at there
             self.arm(user, now)
 
     def connected(self, user: User, now: float) -> None:
@@ -174,18 +174,15 @@ class Steps:
         if now - user.asked_at >= TRAFFIC_PAUSE:
             self._answers.ask(user, now)
         self._turns.join(user, now)
-        self.serve(now)
 
     def _check(self, user: User, now: float) -> None:
         if now - user.asked_at >= CHECK_PAUSE:
             self._answers.ask(user, now)
         self._turns.join(user, now)
-        self.serve(now)
 
     def _probe(self, user: User, now: float) -> None:
         user.pace.reset(self._limits.initial, now)
         self._turns.join(user, now)
-        self.serve(now)
 
     def _ask(self, user: User, now: float) -> None:
         self._answers.ask(user, now)

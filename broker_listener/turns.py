@@ -64,6 +64,7 @@ class Turns:
     def _turn(self, user: User, waiting: list[User], now: float) -> None:
         user.queued = False
         if not may_go(user, now):
+            waiting.append(user)
             return
         held = heappop(user.held)
         user.returned -= held.returned

@@ -52,7 +52,7 @@ class Listener:
         self.outcome: Outcome | None = Outcome.CONFIRMED
         self.actions: list[Action] = []
         self.under_way: list[HandOver | Park] = []
-        self.machine.publishable(on=True, now=self.now)
+        self.machine.publishable(on=True)
 
     def job(self, user: str, body: str, size: int = 0) -> Delivery:
         delivery = Delivery(1, next(self.tags), body.encode().ljust(size), b"\0\0", False, "jobs", "new-work")
@@ -65,7 +65,7 @@ class Listener:
             self.job(user, body)
 
     def collect(self) -> None:
-        while actions := self.machine.take_actions():
+        while actions := self.machine.take_actions(self.now):
             self.actions += actions
             for action in actions:
                 if isinstance(action, HandOver | Park):
@@ -469,13 +469,13 @@ def test_a_hand_over_that_the_broker_does_not_take_is_not_acked_and_tried_again_
 def test_while_nothing_can_be_published_nothing_is_handed_over_or_parked() -> None:
     listener = Listener()
     listener.ready("bob")
-    listener.machine.publishable(on=False, now=listener.now)
+    listener.machine.publishable(on=False)
     listener.job("bob", "a")
     listener.machine.no_job(Delivery(1, 99, b"junk", b"", False, "", ""), "not_json", "", listener.now)
     listener.wait(60)
     assert not listener.of(HandOver)
     assert not listener.of(Park)
-    listener.machine.publishable(on=True, now=listener.now)
+    listener.machine.publishable(on=True)
     listener.collect()
     assert listener.bodies() == ["a"]
     assert listener.bodies(Park) == ["junk"]
@@ -772,4 +772,5 @@ def test_a_flood_of_one_ready_user_leaves_nothing_behind_but_a_bounded_memory_of
     assert len(listener.machine._seen) == 8192
     assert len(listener.machine._users["bob"].pace.out) <= 64
     assert listener.machine.settlement.deliveries == 0
+    listener.wait(601)
     assert listener.machine.next_deadline() == inf

@@ -1,0 +1,317 @@
+"""The per-user machine against everything that can happen in any order, and what must hold whatever does.
+
+The model is a broker's: which deliveries are unsettled, which messages are without an answer. It knows nothing of
+states or pauses.
+"""
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from broker_listener.actions import Ack, Ask, CancelConsumer, GiveBack, HandOver, Park, ResumeConsumer, Unwatch, Watch
+from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.consuming import Delivery
+from broker_listener.hand_over import Machine
+from broker_listener.pacing import digest
+from broker_listener.publishing import Outcome
+from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
+
+USERS = ("alice", "bob", "eve")
+ID = RequestId("1")
+PREFETCH = 30
+
+
+class Listener(RuleBasedStateMachine):
+    """Drives a machine with small bounds through anything that broker, helper, kernel and publishers may do."""
+
+    requeues = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Machine(
+            BrokerConfig(prefetch=PREFETCH, max_unconfirmed=4, max_hold=60.0),
+            HandOverConfig(max_start_attempts=3, unknown_grace=5.0, start_timeout=20.0),
+            (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
+            jitter=lambda: 0.5,
+        )
+        self.now = 0.0
+        self.generation = 1
+        self.tag = 0
+        self.job_number = 0
+        self.user_of: dict[bytes, str] = {}
+        self.unsettled: dict[int, Delivery] = {}
+        self.without_answer: dict[int, tuple[Delivery, int]] = {}
+        self.confirmed: set[tuple[int, int]] = set()
+        self.handed_first: dict[str, list[int]] = {user: [] for user in USERS}
+        self.circulating: list[bytes] = []
+        self.asked: Counter[str] = Counter()
+        self.watched: set[str] = set()
+        self.handed_over: set[int] = set()
+        self.consuming = True
+        self.pid = 10
+
+    # What happens
+
+    @rule(user=st.sampled_from(USERS), size=st.integers(1, 3))
+    def jobs_arrive(self, user: str, size: int) -> None:
+        for _ in range(size):
+            self.job_number += 1
+            body = b"%d" % self.job_number
+            self.user_of[body] = user
+            self.deliver(body)
+        self.act()
+
+    @precondition(lambda self: self.circulating)
+    @rule(data=st.data())
+    def a_job_comes_back(self, data: st.DataObject) -> None:
+        place = data.draw(st.integers(0, len(self.circulating) - 1))
+        self.deliver(self.circulating.pop(place))
+        self.act()
+
+    @rule()
+    def junk_arrives(self) -> None:
+        self.tag += 1
+        delivery = Delivery(self.generation, self.tag, b"junk", b"", False, "", "")
+        self.unsettled[delivery.tag] = delivery
+        self.machine.no_job(delivery, "not_json", "", self.now)
+        self.act()
+
+    @precondition(lambda self: self.without_answer)
+    @rule(data=st.data(), outcome=st.sampled_from([Outcome.CONFIRMED] * 3 + list(Outcome)))
+    def the_broker_answers(self, data: st.DataObject, outcome: Outcome) -> None:
+        token = data.draw(st.sampled_from(sorted(self.without_answer)))
+        delivery, generation = self.without_answer.pop(token)
+        if outcome is Outcome.CONFIRMED:
+            self.confirmed.add((generation, delivery.tag))
+            if delivery.body in self.user_of:
+                self.circulating.append(delivery.body)
+        self.machine.published(token, outcome, self.now)
+        self.act()
+
+    @rule(on=st.booleans())
+    def publishing_is_possible_or_not(self, *, on: bool) -> None:
+        self.machine.publishable(on=on)
+        self.act()
+
+    @rule()
+    def the_channel_is_lost(self) -> None:
+        lost, self.unsettled = self.unsettled, {}
+        self.generation += 1
+        self.machine.deliveries_lost(self.now)
+        self.act()
+        for delivery in lost.values():
+            if delivery.body in self.user_of:
+                self.deliver(delivery.body)
+        self.act()
+
+    @precondition(lambda self: any(self.asked.values()))
+    @rule(data=st.data())
+    def the_helper_answers(self, data: st.DataObject) -> None:
+        user = data.draw(st.sampled_from(sorted(user for user, count in self.asked.items() if count)))
+        self.pid += 1
+        answers = [
+            None,
+            Started(ID, user, 1000, self.pid, 1.0, 5),
+            Running(ID, user, 1000, self.pid, 1.0, None),
+            Running(ID, user, 1000, self.pid - 1, 1.0, 5),
+            *(Refused(ID, reason) for reason in (RefusedReason.UNKNOWN_USER, RefusedReason.DENIED_USER)),
+            *(Failed(ID, reason, 0.5) for reason in (FailedReason.SPAWN_FAILED, FailedReason.DRAINING)),
+            Failed(ID, FailedReason.LOOKUP_TIMEOUT, 2.0),
+        ]
+        self.asked[user] -= 1
+        self.machine.answered(user, data.draw(st.sampled_from(answers)), self.now)
+        self.act()
+
+    @rule(user=st.sampled_from(USERS), back=st.integers(0, 2))
+    def an_executor_ends(self, user: str, back: int) -> None:
+        self.machine.exited(user, self.pid - back, self.now)
+        self.act()
+
+    @rule(users=st.sets(st.sampled_from(USERS)))
+    def the_helper_lists(self, users: set[str]) -> None:
+        entries = {user: ExecutorEntry(user, user, 1000, self.pid, 1.0, 5) for user in users}
+        self.machine.listed(entries, self.now)
+        self.act()
+
+    @rule(user=st.sampled_from(USERS))
+    def an_executor_connects(self, user: str) -> None:
+        self.machine.connected(user, self.now)
+        self.act()
+
+    @rule(seconds=st.sampled_from([0.005, 0.05, 0.25, 1.0, 15.0, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        for _ in range(10_000):
+            deadline = self.machine.next_deadline()
+            if deadline > end:
+                break
+            self.now = max(self.now, deadline)
+            self.machine.time_passed(self.now)
+            self.act()
+        else:
+            raise AssertionError("the machine wants to be woken for ever")
+        self.now = end
+
+    # What must hold
+
+    def deliver(self, body: bytes) -> None:
+        self.tag += 1
+        delivery = Delivery(self.generation, self.tag, body, b"", False, "", "")
+        self.unsettled[delivery.tag] = delivery
+        others = self.others_of(self.user_of[body])
+        self.machine.job(self.user_of[body], delivery, digest(body, None), self.now)
+        assert others == self.others_of(self.user_of[body]), "no user's events change another's state"
+
+    def others_of(self, user: str) -> list[tuple[str, object, int]]:
+        users = self.machine._users.values()
+        return [(other.name, other.state, len(other.held)) for other in users if other.name != user]
+
+    def act(self) -> None:
+        for action in self.machine.take_actions(self.now):
+            match action:
+                case HandOver() | Park():
+                    self.publish(action)
+                case Ack() | GiveBack():
+                    self.settle(action)
+                case Ask():
+                    self.asked[action.user] += 1
+                    assert self.asked[action.user] == 1, "one request a user is under way"
+                case Watch() | Unwatch():
+                    assert (action.user in self.watched) == isinstance(action, Unwatch)
+                    self.watched ^= {action.user}
+                case CancelConsumer() | ResumeConsumer():
+                    assert self.consuming == isinstance(action, CancelConsumer)
+                    self.consuming = not self.consuming
+
+    def publish(self, action: HandOver | Park) -> None:
+        token, delivery = action.token, action.delivery
+        assert self.unsettled.get(delivery.tag) is delivery, "only what is held is published"
+        under_way = [other for other, _ in self.without_answer.values() if other is delivery]
+        assert not under_way, "a delivery is under way at most once"
+        assert token not in self.without_answer
+        self.without_answer[token] = (delivery, delivery.generation)
+        if isinstance(action, HandOver):
+            self.note_order(delivery)
+            self.handed_over.add(token)
+
+    def settle(self, action: Ack | GiveBack) -> None:
+        delivery = action.delivery
+        assert delivery.generation == self.generation
+        assert self.unsettled.pop(delivery.tag, None) is delivery, "a delivery is settled at most once"
+        if isinstance(action, Ack):
+            assert (delivery.generation, delivery.tag) in self.confirmed, "acked after a confirm"
+        elif delivery.body in self.user_of:
+            self.circulating.append(delivery.body)
+
+    def note_order(self, delivery: Delivery) -> None:
+        self.handed_first[self.user_of[delivery.body]].append(int(delivery.body))
+
+    @invariant()
+    def what_is_held_is_counted_exactly(self) -> None:
+        settlement = self.machine.settlement
+        assert settlement.deliveries == len(self.unsettled)
+        sizes = [len(delivery.body) + len(delivery.properties) for delivery in self.unsettled.values()]
+        assert settlement.bytes == sum(sizes)
+        held = sum(len(user.held) for user in self.machine._users.values())
+        under_way = sum(delivery.generation == self.generation for delivery, _ in self.without_answer.values())
+        assert held + settlement.to_park + under_way == len(self.unsettled), "no delivery is forgotten"
+
+    @invariant()
+    def each_user_s_counts_are_those_of_its_jobs(self) -> None:
+        for user in self.machine._users.values():
+            assert user.returned == sum(held.returned for held in user.held)
+            assert user.under_way >= 0
+            assert 0 <= user.grace_jobs <= 1000
+            assert user.watched == (user.name in self.watched)
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        assert len(self.machine._users) <= len(USERS)
+        assert len(self.machine._timers) <= 64 + 2 * len(USERS)
+        assert self.machine.settlement.under_way == len(self.without_answer)
+        assert len(self.handed_over & self.without_answer.keys()) <= 4
+
+    @invariant()
+    def whoever_holds_a_job_is_waiting_for_something(self) -> None:
+        for user in self.machine._users.values():
+            if user.held:
+                assert user.asking or user.queued or user.under_way or user.wake_at < float("inf")
+
+    def teardown(self) -> None:
+        """Let all be well at last: then every job settles, by a confirm or by going back."""
+        self.machine.publishable(on=True)
+        for _ in range(200):
+            self.act()
+            while self.without_answer:
+                token = next(iter(self.without_answer))
+                delivery, generation = self.without_answer.pop(token)
+                self.confirmed.add((generation, delivery.tag))
+                self.machine.published(token, Outcome.CONFIRMED, self.now)
+                self.act()
+            for user in [user for user, count in self.asked.items() if count]:
+                self.asked[user] -= 1
+                self.pid += 1
+                self.machine.answered(user, Running(ID, user, 1000, self.pid, 1.0, 5), self.now)
+                self.act()
+            if not self.unsettled:
+                return
+            self.now = max(self.now, min(self.machine.next_deadline(), self.now + 100))
+            self.machine.time_passed(self.now)
+        raise AssertionError(f"held for ever: {self.unsettled}")
+
+
+class RequeueingListener(Listener):
+    """The same in mode requeue."""
+
+    requeues = True
+
+
+class FirstHandOvers(RuleBasedStateMachine):
+    """A user whose helper, broker and executor come and go, but whose jobs the broker delivers in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener = Listener()
+        self.listener.machine.publishable(on=True)
+
+    @rule(user=st.sampled_from(USERS), size=st.integers(1, 3))
+    def jobs_arrive(self, user: str, size: int) -> None:
+        self.listener.jobs_arrive(user, size)
+
+    @precondition(lambda self: self.listener.circulating)
+    @rule(data=st.data())
+    def a_job_comes_back(self, data: st.DataObject) -> None:
+        self.listener.a_job_comes_back(data)
+
+    @precondition(lambda self: self.listener.without_answer)
+    @rule(data=st.data(), outcome=st.sampled_from([Outcome.CONFIRMED] * 3 + list(Outcome)))
+    def the_broker_answers(self, data: st.DataObject, outcome: Outcome) -> None:
+        self.listener.the_broker_answers(data, outcome)
+
+    @rule()
+    def the_channel_is_lost(self) -> None:
+        self.listener.the_channel_is_lost()
+
+    @precondition(lambda self: any(self.listener.asked.values()))
+    @rule(data=st.data())
+    def the_helper_answers(self, data: st.DataObject) -> None:
+        self.listener.the_helper_answers(data)
+
+    @rule(seconds=st.sampled_from([0.005, 0.05, 0.25, 1.0, 15.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.listener.time_passes(seconds)
+
+    @invariant()
+    def first_hand_overs_of_a_user_keep_first_seen_order(self) -> None:
+        for numbers in self.listener.handed_first.values():
+            firsts = list(dict.fromkeys(numbers))
+            assert firsts == sorted(firsts)
+
+
+SETTINGS = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestListener = Listener.TestCase
+TestRequeueingListener = RequeueingListener.TestCase
+TestFirstHandOvers = FirstHandOvers.TestCase
+TestListener.settings = TestRequeueingListener.settings = TestFirstHandOvers.settings = SETTINGS
