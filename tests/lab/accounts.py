@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.lab.processes import end, processes_of
+from tests.lab.processes import end, processes_of, wait_for
 
 LISTENER: Final = "knime-listener"
 GATE: Final = "knime-gate"
@@ -100,24 +100,33 @@ class SystemUsers:
                 run(["useradd", *options, "--shell", "/usr/sbin/nologin", "--comment", comment, name])
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def remove(self) -> None:
-        """Take away those that were made by a run, unless another run uses them now."""
+    def release(self) -> None:
+        """Hold them no longer; they stay."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def remove(self) -> bool:
+        """Take away those that were made by a run; say whether they are gone, or still used by another run."""
+        self.release()
         try:
             lock = _locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
+            return False
         made = {name: uid for name in (LISTENER, GATE) if is_ours(name) and (uid := uid_of(name)) is not None}
+        try:
+            wait_for(lambda: not any(processes_of(list(made.values()))), 3.0, "end of the daemons")
+        except TimeoutError:
+            os.close(lock)
+            return False
         group_made = any(pwd.getpwnam(name).pw_gecos.endswith(_AND_GROUP) for name in made)
-        end_processes(list(made.values()))
         for name in made:
             remove_user(name)
         if group_made:
             remove_group(OPERATORS)
         _LOCK.unlink()
         os.close(lock)
+        return True
 
 
 def uid_of(name: str) -> int | None:

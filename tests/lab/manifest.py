@@ -84,6 +84,11 @@ def _remove_user(name: str) -> None:
         remove_user(name)
 
 
+def _remove_system_users(_: str) -> None:
+    if not SystemUsers().remove():
+        raise RuntimeError("another run or process uses them")
+
+
 def _remove_directory(name: str) -> None:
     if Path(name).exists():
         shutil.rmtree(name)
@@ -95,7 +100,7 @@ UNDO: Final[Mapping[str, Callable[[str], None]]] = MappingProxyType(
         "process": _end_process,
         "user": _remove_user,
         "group": remove_group,
-        "system-users": lambda _: SystemUsers().remove(),
+        "system-users": _remove_system_users,
         "directory": _remove_directory,
         "file": lambda name: Path(name).unlink(missing_ok=True),
     }
