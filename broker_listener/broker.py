@@ -76,8 +76,8 @@ class Broker:
 
     @property
     def max_properties(self) -> int:
-        """Bytes that the properties of a message may have: a content header is one frame (AMQP 0-9-1 section 4.2.6)."""
-        return self._publish.frame_max - 8 - 12
+        """Bytes that the properties of a message may have, at most."""
+        return max_properties(self._publish.frame_max)
 
     @property
     def can_publish(self) -> bool:
@@ -121,14 +121,14 @@ class Channel:
         await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
 
     async def confirm(self, on_confirmed: Callable[[int, bool, bool], None], on_returned: Callable[..., None]) -> None:
-        """Ask for confirms: ``on_confirmed(sequence, multiple, taken)``, ``on_returned(body, properties)``."""
+        """Ask for confirms: ``on_confirmed(sequence, multiple, taken)``, ``on_returned(target, body, properties)``."""
 
         def answered(frame: Any) -> None:
             answer = frame.method
             on_confirmed(answer.delivery_tag, answer.multiple, isinstance(answer, spec.Basic.Ack))
 
-        def returned(_channel: Any, _method: Any, properties: RawProperties, body: bytes) -> None:
-            on_returned(body, properties.raw)
+        def returned(_channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:
+            on_returned((_text(method.exchange), _text(method.routing_key)), body, properties.raw)
 
         self._raw.add_on_return_callback(returned)
         await self._ask(self._raw.confirm_delivery, ack_nack_callback=answered)
@@ -187,6 +187,7 @@ class Connection:
         self._closed = closed
         self._waiting: set[asyncio.Future[Any]] = set()
         self.frame_max = raw.params.frame_max or FRAME_MAX
+        self.max_properties = max_properties(self.frame_max)
         closed.add_done_callback(lambda closed: self.fail(closed.result()))
 
     def future(self) -> asyncio.Future[Any]:
@@ -311,6 +312,11 @@ def _parameters(config: BrokerConfig, url: BrokerUrl, role: str) -> pika.Connect
         stack_timeout=CONNECT_TIMEOUT,
         client_properties={"connection_name": f"knime-peruser {socket.gethostname()} {role}"},
     )
+
+
+def max_properties(frame_max: int) -> int:
+    """Give the bytes that properties may have: a content header is one frame (AMQP 0-9-1 sections 2.3.5.2, 4.2.6.1)."""
+    return frame_max - 8 - 12
 
 
 def _settle(future: asyncio.Future[Any], result: object) -> None:

@@ -67,9 +67,7 @@ class HelperClient:
 
     def start(self) -> None:
         """Begin to connect; call it in the loop."""
-        monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
-        )
+        monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._watch(monitor)), loop.create_task(self._receive())]
         self._socket.connect(f"ipc://{self._config.socket}")
@@ -89,13 +87,16 @@ class HelperClient:
 
     async def close(self) -> None:
         """End the connection; who waits is told HelperAway."""
+        if self._socket.closed:
+            return
+        self._socket.disable_monitor()  # first: libzmq would wait for a reader of its events
         tasks = [*self._tasks, *([self._listing] if self._listing else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._gone()
-        self._socket.disable_monitor()
-        self._context.destroy(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
 
     def _next_id(self) -> m.RequestId:
         return m.RequestId(next(self._ids))
@@ -214,4 +215,7 @@ def _socket(context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
     return socket
 
 
-_AWAY: Final[Mapping[type[Exception], str]] = {zmq.Again: "it is not connected", TimeoutError: "its time is over"}
+_AWAY: Final[Mapping[type[Exception], str]] = {
+    zmq.Again: "it is not connected or takes nothing",
+    TimeoutError: "its time is over",
+}

@@ -46,6 +46,7 @@ class PublishEvents(Protocol):
 
 class _Unconfirmed(NamedTuple):
     token: int
+    target: tuple[str, str]
     body: bytes
     properties: bytes
 
@@ -62,6 +63,7 @@ class Publisher:
         self._unconfirmed: dict[int, _Unconfirmed] = {}
         self._returned: set[int] = set()
         self._sequence = 0
+        self._max_properties = 0
         self._channel: Channel | None = None
         self._blocked = False
         self._stopping = False
@@ -76,7 +78,7 @@ class Publisher:
         if self._config.exchange:
             await channel.expect_exchange(self._config.exchange)
         await channel.confirm(self._on_confirmed, self._on_returned)
-        self._channel, self._sequence = channel, 0
+        self._channel, self._sequence, self._max_properties = channel, 0, connection.max_properties
         ready()
         self._tell_publishable()
         self._stopped = connection.future()
@@ -102,20 +104,22 @@ class Publisher:
 
     def hand_over(self, token: int, body: bytes, properties: bytes) -> None:
         """Publish to where executors get their jobs from."""
-        self._publish(*self._target, _Unconfirmed(token, body, properties))
+        self._publish(_Unconfirmed(token, self._target, body, properties))
 
     def park(self, token: int, body: bytes, properties: bytes) -> None:
         """Publish to the parked queue, through the default exchange."""
-        self._publish("", self._config.parked_queue, _Unconfirmed(token, body, properties))
+        self._publish(_Unconfirmed(token, ("", self._config.parked_queue), body, properties))
 
-    def _publish(self, exchange: str, routing_key: str, message: _Unconfirmed) -> None:
-        if self._channel is None or not self.can_publish:
-            # Told later, as every outcome: whoever publishes has not finished its own step yet.
-            asyncio.get_running_loop().call_soon(self._tell, message.token, Outcome.LOST)
+    def _publish(self, message: _Unconfirmed) -> None:
+        if self._channel is None or not self.can_publish or len(message.properties) > self._max_properties:
+            # Told later, as every outcome: whoever publishes has not finished its own step yet. Properties over the
+            # limit would end the connection (501 FRAME_ERROR) and with it everything that is unconfirmed.
+            outcome = Outcome.NACKED if self.can_publish else Outcome.LOST
+            asyncio.get_running_loop().call_soon(self._tell, message.token, outcome)
             return
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
-        self._channel.publish(exchange, routing_key, message.body, message.properties)
+        self._channel.publish(*message.target, message.body, message.properties)
 
     def _on_confirmed(self, sequence: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - as on the wire
         answered = [sequence]
@@ -138,19 +142,21 @@ class Publisher:
         if self._stopped is not None and not self._stopped.done() and not self._unconfirmed:
             self._stopped.set_result(None)
 
-    def _on_returned(self, body: bytes, properties: bytes) -> None:
+    def _on_returned(self, target: tuple[str, str], body: bytes, properties: bytes) -> None:
         """Mark the oldest equal message; its confirm follows (rabbitmq.com/docs/confirms#when-publishes-are-confirmed).
 
-        The broker takes a BCC header off before it returns a message, so its properties may differ.
+        The broker takes a BCC header off before it returns a message: then every message of that body is marked.
         """
-        waiting = [(number, one) for number, one in self._unconfirmed.items() if number not in self._returned]
-        for same_properties in (True, False):
-            for number, one in waiting:
-                if one.body == body and (not same_properties or one.properties == properties):
-                    self._returned.add(number)
-                    return
-        self._limited.warning("event=return_of_nothing unconfirmed=%d all_of_them=returned", len(waiting))
-        self._returned.update(number for number, _ in waiting)
+        waiting = {number: one for number, one in self._unconfirmed.items() if number not in self._returned}
+        for number, one in waiting.items():
+            if one.body == body and one.properties == properties and one.target == target:
+                self._returned.add(number)
+                return
+        alike = [number for number, one in waiting.items() if one.body == body] or list(waiting)
+        self._limited.warning(
+            "event=return_not_recognised unconfirmed=%d taken_as_returned=%d", len(waiting), len(alike)
+        )
+        self._returned.update(alike)
 
     def _tell(self, token: int, outcome: Outcome) -> None:
         try:

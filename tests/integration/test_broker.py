@@ -1,0 +1,677 @@
+"""The two connections to a real broker: what is delivered, settled, published and returned, and how they come back."""
+
+import asyncio
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pika
+import pytest
+
+from broker_listener import properties as p
+from broker_listener.broker import Broker, Delivery, Outcome
+from broker_listener.config import BrokerConfig
+from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
+
+DEADLINE = 30.0
+JOBS = "knime-jobs"
+PARKED = "knime-jobs.parked"
+TAKEN = "taken"
+EMPTY = b"\0\0"
+
+
+class Server:
+    """KNIME Server's side: queue and exchange, and ``taken``, where hand-overs arrive instead of coming back."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self._channel = self._connection.channel()
+
+    def declare(self) -> None:
+        self.declare_queue()
+        self.declare_exchange()
+
+    def declare_queue(self) -> None:
+        self._channel.queue_declare(JOBS, durable=True)
+
+    def declare_exchange(self) -> None:
+        self._channel.exchange_declare(JOBS_EXCHANGE, "direct", durable=True)
+        self._channel.queue_declare(TAKEN, durable=True)
+        self._channel.queue_bind(TAKEN, JOBS_EXCHANGE, "new-work")
+
+    def publish(self, *bodies: bytes, properties: bytes = EMPTY, exchange: str = "", routing_key: str = JOBS) -> None:
+        for body in bodies:
+            self._channel.basic_publish(exchange, routing_key, body, p.RawProperties(properties))
+
+    def get(self, queue: str) -> tuple[bytes, bytes, bool] | None:
+        method, properties, body = self._channel.basic_get(queue, auto_ack=True)
+        return None if method is None else (body, properties.raw, method.redelivered)
+
+    def ready(self, queue: str) -> int:
+        answer = self._channel.queue_declare(queue, passive=True)
+        return int(answer.method.message_count)
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        return getattr(self._channel, name)
+
+    def close(self) -> None:
+        if self._connection.is_open:
+            self._connection.close()
+
+
+class Events:
+    """What the broker told, in order."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.outcomes: dict[int, Outcome] = {}
+        self.publishable: list[bool] = []
+        self.lost = 0
+        self.on_body: Callable[[Delivery], None] = lambda _: None
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+        self.on_body(delivery)
+
+    def on_deliveries_lost(self) -> None:
+        self.lost += 1
+
+    def on_published(self, token: int, outcome: Outcome) -> None:
+        assert token not in self.outcomes, "an outcome was told twice"
+        self.outcomes[token] = outcome
+
+    def on_publishable(self, can_publish: bool) -> None:  # noqa: FBT001
+        self.publishable.append(can_publish)
+
+    def bodies(self) -> list[bytes]:
+        return [delivery.body for delivery in self.deliveries]
+
+
+class Setting:
+    """A vhost of the test's own, the server's side of it, and the listener's configuration."""
+
+    def __init__(self, node: BrokerNode, vhost: str, directory: Path) -> None:
+        self.node = node
+        self.vhost = vhost
+        self.server = Server(node.server.at(node.port, vhost))
+        self.password_file = directory / "password"
+        self.password_file.write_text(f"{node.listener.password}\n")
+        self.config = BrokerConfig(
+            urls=(node.listener.at(node.port, vhost, with_password=False),), password_file=str(self.password_file)
+        )
+
+    def run(
+        self,
+        check: Callable[[Broker, Events], Awaitable[None]],
+        config: BrokerConfig | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        async def within_deadline() -> None:
+            events = Events()
+            broker = Broker(config or self.config, events)
+            async with asyncio.timeout(deadline):
+                broker.start()
+                await check(broker, events)
+                await broker.close(2.0)
+
+        asyncio.run(within_deadline())
+
+
+async def true(condition: Callable[[], object]) -> None:
+    """Wait until it is true; ``run`` has the deadline."""
+    while not condition():  # noqa: ASYNC110 - what is waited for is the broker's
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def vhosts(broker: BrokerNode) -> Iterator[str]:
+    names = [f"test-broker-{number}" for number in range(50)]
+    broker.add_vhosts(names)
+    return iter(names)
+
+
+@pytest.fixture
+def bare(broker: BrokerNode, vhosts: Iterator[str], tmp_path: Path) -> Iterator[Setting]:
+    """Give a setting with neither queue nor exchange."""
+    setting = Setting(broker, next(vhosts), tmp_path)
+    yield setting
+    setting.server.close()
+
+
+@pytest.fixture
+def setting(bare: Setting) -> Setting:
+    bare.server.declare()
+    return bare
+
+
+def raw_of(headers: list[tuple[bytes, bytes]] | None = None, **fields: bytes) -> bytes:
+    return p.Properties(fields, headers).encode()
+
+
+def nested(depth: int) -> bytes:
+    value = b""
+    for _ in range(depth):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    return value
+
+
+HOSTILE = {
+    "a 1500-deep array": raw_of([(b"deep", nested(1500))]),
+    "a timestamp in milliseconds": raw_of(timestamp=struct.pack(">Q", 1_700_000_000_000)),
+    "the largest timestamp": raw_of(timestamp=b"\xff" * 8),
+    "doubles and small integers": raw_of(
+        [
+            (b"d", b"d" + struct.pack(">d", 0.75)),
+            (b"f", b"f" + struct.pack(">f", 0.5)),
+            (b"b", b"b\xfb"),
+            (b"B", b"B\xfb"),
+            (b"s", b"s" + struct.pack(">h", 300)),
+            (b"u", b"u" + struct.pack(">H", 300)),
+            (b"i", b"i" + struct.pack(">I", 7)),
+            (b"l", b"l" + struct.pack(">q", -7)),
+            (b"D", b"D\2\0\0\0\7"),
+            (b"T", b"T" + b"\xff" * 8),
+            (b"V", b"V"),
+            (b"x", b"x\0\0\0\1\0"),
+            (b"t", b"t\7"),
+        ]
+    ),
+    "text that is not UTF-8": raw_of([(b"\xff", b"S\0\0\0\2\xff\xfe")], content_type=b"\1\xff", type=b"\1\xfe"),
+    "keys that stand twice": raw_of([(b"canHandle", b"t\0"), (b"a", b"V"), (b"a", b"b\1"), (b"canHandle", b"t\0")]),
+    "a CC header to nowhere": raw_of([(b"CC", b"A\0\0\0\6S\0\0\0\1x")]),
+    "a user id of the server": raw_of(user_id=b"\x0cknime-server"),
+    "every property": raw_of(
+        [],
+        **{
+            name: b"\4name" if size == 0 else bytes([3]) * size
+            for name, _, size in p._LAYOUT
+            if size >= 0 and name not in ("user_id", "expiration", "delivery_mode")
+        },
+        delivery_mode=b"\2",
+        expiration=b"\x0560000",
+    ),
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
+def test_properties_arrive_are_handed_over_and_parked_bit_for_bit(setting: Setting, raw: bytes) -> None:
+    setting.server.publish(b"job", properties=raw)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        (delivery,) = events.deliveries
+        assert delivery.properties == raw
+        broker.hand_over(1, delivery.body, p.handed_over(raw, broker.account))
+        parked = p.parked(raw, "not_json", "d", "t", delivery.exchange, delivery.routing_key, broker.max_properties)
+        broker.park(2, delivery.body, parked)
+        await true(lambda: len(events.outcomes) == 2)
+        assert events.outcomes == {1: Outcome.CONFIRMED, 2: Outcome.CONFIRMED}
+        broker.ack(delivery)
+        assert setting.server.get(TAKEN) == (b"job", p.handed_over(raw, broker.account), False)
+        assert setting.server.get(PARKED) == (b"job", parked, False)
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == setting.server.ready(TAKEN) == 0
+
+
+@pytest.mark.parametrize("raw", [b"\0\1", b"\0\2"])
+def test_flags_that_do_not_exist_pass_the_broker_and_are_parked_as_bad_properties(setting: Setting, raw: bytes) -> None:
+    setting.server.publish(b"job", properties=raw)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        with pytest.raises(p.BadProperties):
+            p.parse(events.deliveries[0].properties)
+        broker.park(1, b"job", p.parked(raw, "bad_properties", "", "t", "", "", broker.max_properties))
+        await true(lambda: events.outcomes == {1: Outcome.CONFIRMED})
+        broker.ack(events.deliveries[0])
+
+    setting.run(check)
+
+
+def test_a_routing_key_that_is_no_utf_8_does_not_end_the_connection(setting: Setting) -> None:
+    setting.server.queue_bind(JOBS, JOBS_EXCHANGE, "jobs")
+    cc = raw_of([(b"CC", b"A\0\0\0\x09S\0\0\0\4jobs")])
+    setting.server.publish(b"job", properties=cc, exchange=JOBS_EXCHANGE, routing_key=b"\xff\xfe")  # type: ignore[arg-type]
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries)
+        assert events.deliveries[0].routing_key.encode("utf-8", "surrogateescape") == b"\xff\xfe"
+        broker.ack(events.deliveries[0])
+
+    setting.run(check)
+
+
+def test_a_header_that_just_fits_is_parked_once_beside_normal_jobs(setting: Setting) -> None:
+    big = raw_of([(b"big", b"S" + struct.pack(">I", 131000) + b"b" * 131000)])
+    setting.server.publish(*[b"before"] * 25)
+    setting.server.publish(b"big", properties=big)
+    setting.server.publish(*[b"after"] * 25)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: len(events.deliveries) == 51 and broker.can_publish)
+        for token, delivery in enumerate(events.deliveries):
+            if len(delivery.properties) + 100 > broker.max_properties:
+                parked = p.parked(delivery.properties, "too_large", "d", "t", "e", "r", broker.max_properties)
+                broker.park(token, delivery.body, parked)
+            else:
+                broker.hand_over(token, delivery.body, p.handed_over(delivery.properties, broker.account))
+        await true(lambda: len(events.outcomes) == 51)
+        assert set(events.outcomes.values()) == {Outcome.CONFIRMED}
+        for delivery in events.deliveries:
+            broker.ack(delivery)
+
+    setting.run(check)
+    assert setting.server.ready(TAKEN) == 50
+    assert setting.server.ready(PARKED) == 1
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_properties_over_the_frame_are_not_taken_and_end_nothing(setting: Setting) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"job", bytes(broker.max_properties + 1))
+        broker.hand_over(2, b"job", EMPTY)
+        await true(lambda: len(events.outcomes) == 2)
+        assert events.outcomes == {1: Outcome.NACKED, 2: Outcome.CONFIRMED}
+        assert events.publishable == [True]
+
+    setting.run(check)
+
+
+def test_what_no_queue_takes_is_returned_and_the_rest_is_confirmed(setting: Setting) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        for token in range(300):
+            if token == 100:
+                await true(lambda: len(events.outcomes) == 100)
+                setting.server.queue_unbind(TAKEN, JOBS_EXCHANGE, "new-work")
+            broker.hand_over(token, b"the same body" if token % 2 else b"%d" % token, EMPTY)
+            broker.park(1000 + token, b"the same body", EMPTY)
+            if token == 99:
+                await true(lambda: len(events.outcomes) == 200)
+                events.outcomes = {t: o for t, o in events.outcomes.items() if t < 1000}
+        await true(lambda: len(events.outcomes) == 500)
+        assert {token for token, outcome in events.outcomes.items() if outcome is Outcome.CONFIRMED} == {
+            *range(100),
+            *range(1100, 1300),
+        }
+        assert {events.outcomes[token] for token in range(100, 300)} == {Outcome.RETURNED}
+
+    setting.run(check)
+
+
+def test_a_full_parked_queue_nacks_and_hand_overs_go_on(bare: Setting) -> None:
+    bare.server.declare()
+    # Somebody made it with other arguments: ours cannot be declared, what is there is used.
+    bare.server.queue_declare(PARKED, durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.park(1, b"first", EMPTY)
+        await true(lambda: 1 in events.outcomes)
+        broker.park(2, b"second", EMPTY)
+        broker.hand_over(3, b"job", EMPTY)
+        await true(lambda: len(events.outcomes) == 3)
+        assert events.outcomes == {1: Outcome.CONFIRMED, 2: Outcome.NACKED, 3: Outcome.CONFIRMED}
+
+    bare.run(check)
+
+
+def test_the_parked_queue_is_durable_bounded_and_rejects_when_full(setting: Setting) -> None:
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: broker.can_publish)
+
+    setting.run(check)
+    arguments = {"x-max-length-bytes": 2**30, "x-overflow": "reject-publish"}
+    setting.server.queue_declare(PARKED, durable=True, arguments=arguments)
+
+
+def test_an_absent_queue_is_a_state_with_a_reason_and_is_waited_for(
+    bare: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: "no queue 'knime-jobs'" in broker.state and "no exchange" in broker.state)
+        assert not broker.can_publish
+        await asyncio.sleep(1.0)
+        bare.server.declare()
+        bare.server.publish(b"job")
+        await true(lambda: events.deliveries and broker.can_publish)
+        assert broker.state.count("up at") == 2
+
+    bare.run(check)
+    assert caplog.text.count("NOT_FOUND - no queue") == 1
+
+
+def test_a_deleted_queue_loses_its_deliveries_and_is_taken_up_when_it_is_back(setting: Setting) -> None:
+    setting.server.publish(b"one")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries)
+        setting.server.queue_delete(JOBS)
+        await true(lambda: events.lost == 1)
+        setting.server.declare_queue()
+        setting.server.publish(b"two")
+        await true(lambda: len(events.deliveries) == 2)
+        broker.ack(events.deliveries[0])
+        broker.ack(events.deliveries[1])
+        assert [delivery.generation for delivery in events.deliveries] == [1, 2]
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_a_publish_that_the_broker_refuses_does_not_touch_what_is_held(setting: Setting) -> None:
+    setting.server.publish(b"held")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        setting.server.exchange_delete(JOBS_EXCHANGE)
+        broker.hand_over(1, b"held", EMPTY)
+        broker.hand_over(2, b"held", EMPTY)
+        await true(lambda: len(events.outcomes) == 2)
+        assert set(events.outcomes.values()) == {Outcome.LOST}
+        assert events.publishable == [True, False]
+        broker.hand_over(3, b"held", EMPTY)
+        await true(lambda: events.outcomes.get(3) is Outcome.LOST)
+        setting.server.declare_exchange()
+        await true(lambda: broker.can_publish)
+        broker.hand_over(4, b"held", EMPTY)
+        await true(lambda: events.outcomes.get(4) is Outcome.CONFIRMED)
+        assert events.lost == 0
+        broker.ack(events.deliveries[0])
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_after_a_lost_connection_old_deliveries_settle_nothing(setting: Setting) -> None:
+    setting.server.publish(b"one", b"two")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: len(events.deliveries) == 2 and broker.can_publish)
+        await asyncio.to_thread(setting.node.ctl, "close_all_user_connections", setting.node.listener.name, "test")
+        await true(lambda: len(events.deliveries) == 4)
+        assert [delivery.redelivered for delivery in events.deliveries] == [False, False, True, True]
+        broker.ack(events.deliveries[0])
+        broker.give_back(events.deliveries[1])
+        broker.ack(events.deliveries[2])
+        await true(lambda: broker.can_publish)
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 1
+
+
+def test_what_is_on_its_way_when_consuming_ends_is_held_and_not_rejected(setting: Setting) -> None:
+    setting.server.publish(*[b"%d" % number for number in range(20000)])
+
+    async def check(broker: Broker, events: Events) -> None:
+        events.on_body = lambda _: broker.cancel_consumer()
+        await true(lambda: events.deliveries)
+        before = -1
+        while before != len(events.deliveries):
+            before = len(events.deliveries)
+            await asyncio.sleep(0.2)
+        setting.server.publish(b"later")
+        await asyncio.sleep(0.2)
+        assert before == len(events.deliveries)
+        assert setting.server.ready(JOBS) + before == 20001
+        for delivery in events.deliveries:
+            broker.ack(delivery)
+        events.on_body = broker.ack
+        broker.resume_consumer()
+        await true(lambda: events.bodies()[-1:] == [b"later"])
+        assert events.bodies() == [*[b"%d" % number for number in range(20000)], b"later"]
+        assert not any(delivery.redelivered for delivery in events.deliveries)
+        assert events.lost == 0
+
+    setting.run(check)
+
+
+def test_a_delivery_that_is_given_back_comes_again(setting: Setting) -> None:
+    setting.server.publish(b"one", b"two")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: len(events.deliveries) == 2)
+        broker.give_back(events.deliveries[0])
+        broker.ack(events.deliveries[1])
+        await true(lambda: len(events.deliveries) == 3)
+        assert (events.deliveries[2].body, events.deliveries[2].redelivered) == (b"one", True)
+        broker.ack(events.deliveries[2])
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_whatever_the_order_of_acks_only_what_was_not_acked_is_in_the_queue(setting: Setting) -> None:
+    setting.server.publish(*[b"%d" % number for number in range(1000)])
+    kept = {b"0", b"17", b"500", b"998"}
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: len(events.deliveries) == 1000)
+        for number in range(1000):
+            delivery = events.deliveries[number * 7 % 1000]
+            if delivery.body not in kept:
+                broker.ack(delivery)
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+
+    setting.run(check)
+    assert {setting.server.get(JOBS)[0] for _ in range(4)} == kept  # type: ignore[index]
+    assert setting.server.get(JOBS) is None
+
+
+def test_a_bug_in_the_step_of_one_message_ends_that_message_alone(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.server.publish(b"good", b"bad", b"good")
+
+    async def check(broker: Broker, events: Events) -> None:
+        def raise_for_bad(delivery: Delivery) -> None:
+            if delivery.body == b"bad":
+                raise RuntimeError("bug")
+            broker.ack(delivery)
+
+        events.on_body = raise_for_bad
+        await true(lambda: len(events.deliveries) == 3)
+        assert events.lost == 0
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 1
+    assert "event=delivery_failed" in caplog.text
+
+
+def test_a_memory_alarm_stops_publishing_and_not_consuming(setting: Setting) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"job", EMPTY)
+        await asyncio.to_thread(setting.node.ctl, "set_vm_memory_high_watermark", "0.0")
+        broker.hand_over(2, b"job", EMPTY)
+        await true(lambda: not broker.can_publish)
+        assert "blocked" in broker.state
+        assert "down" not in broker.state
+        await asyncio.to_thread(setting.node.ctl, "set_vm_memory_high_watermark", "0.4")
+        await true(lambda: broker.can_publish and len(events.outcomes) == 2)
+        assert set(events.outcomes.values()) == {Outcome.CONFIRMED}
+        assert "blocked" not in broker.state
+
+    try:
+        setting.run(check)
+    finally:
+        setting.node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+def test_of_several_brokers_one_that_answers_is_taken(setting: Setting) -> None:
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        closed = f"amqp://knime-listener@127.0.0.1:{dead.getsockname()[1]}/"
+        setting.server.publish(b"job")
+
+        async def check(broker: Broker, events: Events) -> None:
+            await true(lambda: events.deliveries and broker.can_publish)
+
+        setting.run(check, replace(setting.config, urls=(closed, closed, *setting.config.urls)))
+
+
+def test_a_wrong_password_is_a_state_and_a_corrected_one_is_used(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = setting.password_file.read_text()
+    setting.password_file.write_text("wr0ng-secret\n")
+
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: broker.state.count("ACCESS_REFUSED") == 2)
+        setting.password_file.unlink()
+        await true(lambda: broker.state.count("does not exist") == 2)
+        setting.password_file.write_text(right)
+        await true(lambda: broker.state.count("up at") == 2)
+
+    setting.run(check)
+    assert "wr0ng-secret" not in caplog.text
+    assert right.strip() not in caplog.text
+
+
+def test_a_vhost_that_does_not_exist_is_a_state(setting: Setting) -> None:
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: broker.state.count("nowhere") == 2)
+
+    url = setting.node.listener.at(setting.node.port, "nowhere", with_password=False)
+    setting.run(check, replace(setting.config, urls=(url,)))
+
+
+def test_closing_waits_for_confirms_and_sends_what_is_settled(setting: Setting) -> None:
+    setting.server.publish(*[b"job"] * 200)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: len(events.deliveries) == 200 and broker.can_publish)
+        for token, delivery in enumerate(events.deliveries):
+            broker.hand_over(token, delivery.body, EMPTY)
+            broker.ack(delivery)
+        await broker.close(5.0)
+        assert len(events.outcomes) == 200
+        assert set(events.outcomes.values()) == {Outcome.CONFIRMED}
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 0
+    assert setting.server.ready(TAKEN) == 200
+
+
+def test_closing_ends_while_there_is_no_broker(setting: Setting) -> None:
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: "down" in broker.state)
+        await broker.close(1.0)
+
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        url = f"amqp://knime-listener@127.0.0.1:{dead.getsockname()[1]}/"
+        setting.run(check, replace(setting.config, urls=(url,)))
+
+
+def test_the_default_exchange_hands_over_to_the_queue_itself(setting: Setting) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"job", EMPTY)
+        await true(lambda: events.deliveries and events.outcomes)
+        assert events.deliveries[0].body == b"job"
+
+    setting.run(check, replace(setting.config, exchange=""))
+
+
+def certificate(directory: Path, name: str, subject: str) -> tuple[Path, Path]:
+    key, cert = directory / f"{name}.key", directory / f"{name}.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName={subject}", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    return key, cert
+
+
+async def tls_front(node: BrokerNode, key: Path, cert: Path) -> asyncio.Server:
+    """Put TLS before the node: what comes over it goes to its plain port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", node.port)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+
+
+@pytest.mark.parametrize(
+    ("subject", "trusted", "expected"),
+    [
+        ("IP:127.0.0.1", True, "up at"),
+        ("IP:127.0.0.1", False, "CERTIFICATE_VERIFY_FAILED"),
+        ("DNS:elsewhere.example", True, "CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+def test_amqps_verifies_certificate_and_host_name(
+    setting: Setting,
+    tmp_path: Path,
+    subject: str,
+    trusted: bool,  # noqa: FBT001
+    expected: str,
+) -> None:
+    key, cert = certificate(tmp_path, "broker", subject)
+    _, other = certificate(tmp_path, "other", "IP:127.0.0.1")
+
+    async def serve() -> None:
+        async with asyncio.timeout(DEADLINE):
+            front = await tls_front(setting.node, key, cert)
+            url = setting.node.listener.at(front.sockets[0].getsockname()[1], setting.vhost, with_password=False)
+            config = replace(
+                setting.config,
+                urls=(url.replace("amqp:", "amqps:"),),
+                ca_file=str(cert if trusted else other),
+            )
+            events = Events()
+            broker = Broker(config, events)
+            broker.start()
+            await true(lambda: broker.state.count(expected) == 2)
+            if expected == "up at":
+                setting.server.publish(b"x" * 200_000)
+                await true(lambda: events.deliveries and broker.can_publish)
+                broker.hand_over(1, events.deliveries[0].body, EMPTY)
+                await true(lambda: events.outcomes == {1: Outcome.CONFIRMED})
+            await broker.close(2.0)
+            front.close()
+
+    asyncio.run(serve())
+
+
+def test_a_broker_that_is_killed_and_started_again_is_found_again(setting: Setting) -> None:
+    persistent = raw_of(delivery_mode=b"\2")
+    setting.server.confirm_delivery()  # or the kill comes before the disk
+    setting.server.publish(b"job", properties=persistent)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        try:
+            setting.node.kill()
+            await true(lambda: events.lost == 1 and not broker.can_publish)
+        finally:
+            await asyncio.to_thread(setting.node.start)
+        await true(lambda: len(events.deliveries) == 2 and broker.can_publish)
+        broker.hand_over(1, b"job", persistent)
+        await true(lambda: events.outcomes == {1: Outcome.CONFIRMED})
+        broker.ack(events.deliveries[1])
+
+    setting.server.close()
+    setting.run(check, deadline=120.0)
+    setting.server = Server(setting.node.server.at(setting.node.port, setting.vhost))
+    assert setting.server.ready(JOBS) == 0
+    assert setting.server.ready(TAKEN) == 1
