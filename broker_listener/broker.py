@@ -172,10 +172,7 @@ class Channel:
 
     def _ask(self, method: Callable[..., object], **arguments: object) -> asyncio.Future[Any]:
         answer = self._future()
-        try:
-            method(callback=partial(_settle, answer), **arguments)
-        except AMQPError as error:
-            answer.set_exception(Lost(_reason(error)))
+        _call(answer, method, callback=partial(_settle, answer), **arguments)
         return answer
 
 
@@ -209,7 +206,7 @@ class Connection:
     async def open_channel(self) -> Channel:
         """Open a channel whose end is the connection's; raises Lost."""
         opened = self.future()
-        self._raw.channel(on_open_callback=partial(_settle, opened))
+        _call(opened, self._raw.channel, on_open_callback=partial(_settle, opened))
         return Channel(await opened, self)
 
     async def declare_queue(self, name: str, arguments: dict[str, object]) -> str | None:
@@ -222,7 +219,7 @@ class Connection:
                 queue=name, durable=True, arguments=arguments, callback=lambda _frame: channel.close()
             )
 
-        self._raw.channel(on_open_callback=opened)
+        _call(answer, self._raw.channel, on_open_callback=opened)
         reason = str(await answer)
         return None if reason.startswith(_CLOSED_BY_US) else reason
 
@@ -317,6 +314,15 @@ def _parameters(config: BrokerConfig, url: BrokerUrl, role: str) -> pika.Connect
 def max_properties(frame_max: int) -> int:
     """Give the bytes that properties may have: a content header is one frame (AMQP 0-9-1 sections 2.3.5.2, 4.2.6.1)."""
     return frame_max - 8 - 12
+
+
+def _call(answer: asyncio.Future[Any], method: Callable[..., object], **arguments: object) -> None:
+    """Call what will settle the answer; what pika raises settles it, too."""
+    try:
+        method(**arguments)
+    except AMQPError as error:
+        if not answer.done():
+            answer.set_exception(Lost(_reason(error)))
 
 
 def _settle(future: asyncio.Future[Any], result: object) -> None:

@@ -103,7 +103,7 @@ class Link:
             ready_since, self._ready_since = self._ready_since, None
             if ready_since is not None and loop.time() - ready_since > STEADY:
                 pause = PAUSE_MIN
-            if reason != told:  # a broker that is away for days is one line, not one in each pause
+            if reason != told or ready_since is not None:  # away for days is one line, not one in each pause
                 LOG.warning("event=broker_down connection=%s reason=%r", self._role.name, reason)
                 told = reason
             self.state = f"down: {reason}"
@@ -136,7 +136,7 @@ class Link:
                 return await self._connect(url, self._role)
             except Lost as lost:
                 reasons.append(f"{url.host}:{url.port}: {lost}")
-        raise Lost("; ".join(reasons))
+        raise Lost("; ".join(sorted(reasons)))
 
     def _ready(self) -> None:
         if self._ready_since is None:

@@ -305,6 +305,21 @@ def test_what_no_queue_takes_is_returned_and_the_rest_is_confirmed(setting: Sett
     setting.run(check)
 
 
+def test_a_message_that_the_broker_changes_before_it_returns_it_counts_as_returned(setting: Setting) -> None:
+    setting.server.queue_unbind(TAKEN, JOBS_EXCHANGE, "new-work")
+    bcc = raw_of([(b"BCC", b"A\0\0\0\x0cS\0\0\0\7nowhere")])
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"other body", EMPTY)
+        broker.hand_over(2, b"job", bcc)
+        broker.park(3, b"parked", EMPTY)
+        await true(lambda: len(events.outcomes) == 3)
+        assert events.outcomes == {1: Outcome.RETURNED, 2: Outcome.RETURNED, 3: Outcome.CONFIRMED}
+
+    setting.run(check)
+
+
 def test_a_full_parked_queue_nacks_and_hand_overs_go_on(bare: Setting) -> None:
     bare.server.declare()
     # Somebody made it with other arguments: ours cannot be declared, what is there is used.
