@@ -26,6 +26,8 @@ AWAY_PAUSE: Final = 5.0
 """Seconds until a helper that gave no answer is asked again; when it comes back, that is at once."""
 BAD_START_PAUSE: Final = 1.0
 STALE_PAUSE: Final = 0.2
+STALE_FOR: Final = 10.0
+"""Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
 UNKNOWN_PAUSE: Final = 1.0
 MIN_PAUSE: Final = 0.05
 MAX_PAUSE: Final = 60.0
@@ -77,7 +79,7 @@ class Answers:
 
     def exited(self, user: User, pid: int, now: float) -> Event | None:
         """Take the end of an executor; None where it is not the one that counts."""
-        user.gone_pid = pid
+        user.gone_pid, user.gone_at = pid, now
         if user.executor is None or user.executor.pid != pid:
             return None
         if user.was_ready:
@@ -88,7 +90,8 @@ class Answers:
         """Take what the helper's list says of the user; None where we knew that."""
         if executor is None:
             return Event.GONE if user.executor is not None else None
-        if executor.pid == user.gone_pid or (user.executor is not None and user.executor.pid == executor.pid):
+        known = user.executor is not None and user.executor.pid == executor.pid
+        if known or _has_ended(user, executor.pid, executor.known_at):
             return None
         self.known(user)
         user.executor, user.was_ready = executor, True
@@ -121,7 +124,7 @@ class Answers:
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
         user.away = False
         self.known(user)
-        if answer.pid == user.gone_pid:  # written before the end that we know of
+        if _has_ended(user, answer.pid, now):
             return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
         if user.executor is not None and user.executor.pid == answer.pid:
             return None
@@ -170,3 +173,8 @@ class Answers:
     def _pause(user: User, event: Event, pause: float, now: float) -> Event:
         user.until = now + min(max(pause, MIN_PAUSE), MAX_PAUSE)
         return event
+
+
+def _has_ended(user: User, pid: int, now: float) -> bool:
+    """Say whether this is the executor whose end we know of: a word of it was written before."""
+    return pid == user.gone_pid and now - user.gone_at < STALE_FOR

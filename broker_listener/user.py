@@ -39,6 +39,7 @@ class User:
         "bad_starts",
         "executor",
         "failures",
+        "gone_at",
         "gone_pid",
         "grace_jobs",
         "held",
@@ -77,6 +78,7 @@ class User:
         self.watched = False
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""
+        self.gone_at = -inf
         self.asking = False
         self.asked_at = -inf
         self.away = False

@@ -195,6 +195,17 @@ def test_the_first_job_is_the_probe_and_the_others_follow_when_it_stays_away() -
     assert listener.state("bob") is State.READY
 
 
+def test_while_the_probe_is_out_further_jobs_wait() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    listener.running("bob")
+    listener.outcome = None
+    for number in range(10):
+        listener.wait(0.015)
+        listener.job("bob", f"job {number}")
+    assert listener.bodies() == ["one"]
+
+
 def test_a_probe_that_comes_back_is_tried_again_alone() -> None:
     listener = Listener()
     listener.jobs("bob", "one", "two")
@@ -398,6 +409,18 @@ def test_only_max_unconfirmed_hand_overs_are_under_way() -> None:
     assert listener.bodies() == list("abcd")
 
 
+def test_a_job_that_comes_back_while_its_user_is_in_line_is_paced_and_not_forgotten() -> None:
+    listener = Listener({"max_unconfirmed": 1})
+    listener.ready("bob")
+    listener.outcome = None
+    listener.jobs("bob", "a", "b", "a")
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.bodies() == ["a"]
+    listener.outcome = Outcome.CONFIRMED
+    listener.wait(0.05)
+    assert listener.bodies() == ["a", "a", "b"]
+
+
 def test_a_busy_user_does_not_delay_another_s_first_job_beyond_the_next_confirm() -> None:
     listener = Listener({"max_unconfirmed": 3})
     listener.ready("bob")
@@ -444,6 +467,32 @@ def test_after_max_hold_a_job_goes_back_unchanged_and_the_state_is_kept() -> Non
     assert listener.of(GiveBack) == [GiveBack(job)]
     assert Fault.HELD_TOO_LONG in listener.faults()
     assert listener.machine.settlement.deliveries == 0
+
+
+def test_after_max_hold_a_returned_job_goes_back_and_paces_nothing_any_more() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.ready("bob")
+    listener.exited("bob")
+    listener.job("bob", "first of bob")
+    listener.helper("bob", Failed(ID, FailedReason.DRAINING, 60.0))
+    listener.wait(661)
+    assert listener.bodies(GiveBack) == ["first of bob"]
+    assert listener.machine._users["bob"].returned == 0
+    listener.running("bob")
+    listener.wait(0.25)
+    listener.jobs("bob", "a", "b")
+    listener.wait(0.25)
+    listener.job("bob", "c")
+    assert listener.bodies() == ["a", "b", "c"]
+
+
+def test_after_max_hold_a_ready_user_s_job_goes_back_where_nothing_can_be_published() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.ready("bob")
+    listener.machine.publishable(on=False)
+    job = listener.job("bob", "a")
+    listener.wait(601)
+    assert listener.of(GiveBack) == [GiveBack(job)]
 
 
 # What is not published
@@ -686,6 +735,16 @@ def test_an_answer_that_was_written_before_the_exit_does_not_bring_the_executor_
     assert len(listener.of(Ask)) == 2
 
 
+def test_the_pid_of_an_executor_that_ended_long_ago_can_be_another_s() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.exited("bob", pid=7)
+    listener.wait(11)
+    listener.job("bob", "one")
+    listener.started("bob", pid=7)
+    assert listener.state("bob") is State.STARTING
+
+
 def test_a_helper_that_is_away_changes_nothing_for_users_whose_executor_runs() -> None:
     listener = Listener()
     listener.ready("bob")
@@ -713,12 +772,23 @@ def test_when_the_helper_is_back_its_list_is_the_truth_and_who_waits_is_asked_fo
     assert states == {"bob": State.READY, "eve": State.ABSENT, "zoe": State.PROBING}
 
 
+def test_who_waits_for_something_else_is_not_asked_for_again_when_the_helper_is_back() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    listener.helper("bob", Failed(ID, FailedReason.DRAINING, 30.0))
+    listener.machine.listed({}, listener.now)
+    listener.collect()
+    assert len(listener.of(Ask)) == 1
+
+
 def test_an_executor_younger_than_the_list_is_not_taken_for_gone() -> None:
     listener = Listener()
     listener.job("bob", "one")
     listener.started("bob")
     listener.machine.listed({}, listener.now)
+    listener.collect()
     assert listener.state("bob") is State.STARTING
+    assert not listener.of(Unwatch)
 
 
 def test_at_most_one_request_a_user_and_64_in_all_are_under_way() -> None:
