@@ -19,6 +19,7 @@ import zmq
 MAX_DATAGRAM: Final = 8192
 FRAMES_A_ROUND: Final = 8
 HEADER: Final = struct.Struct("=cIIIB")
+NOBODY: Final = (2**32 - 1, 2**32 - 1, 0)
 OPTIONS: Final = (
     (zmq.MAXMSGSIZE, 1024),
     (zmq.RCVHWM, 64),
@@ -79,8 +80,14 @@ def _pass_frames(router: "zmq.Socket[bytes]", channel: socket.socket, listener_u
 
 
 def _credentials(frame: zmq.Frame) -> tuple[int, int, int]:
-    """Give uid, gid and pid of the sender: SO_PEERCRED, as libzmq's ipc transport notes it on each message."""
-    _, uid, gid, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
+    """Give uid, gid and pid of the sender: SO_PEERCRED, as libzmq's ipc transport notes it on each message.
+
+    On those of a peer that speaks ZMTP 1 or 2 it notes nothing: such a one is a stranger, with ids that nobody has.
+    """
+    try:
+        _, uid, gid, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
+    except zmq.ZMQError:
+        return NOBODY
     return int(uid), int(gid), int(pid)
 
 

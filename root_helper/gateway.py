@@ -87,7 +87,14 @@ class Gateway:
         """Reap the gate that died and close what led to it; give its status."""
         self.channel.close()
         os.close(self.pidfd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.pid = 0
+        return status
+
+    def kill(self, pid: int) -> None:
+        """End the gate, if it still is the one with this pid."""
+        if pid and pid == self.pid:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def socket_is_there(self) -> bool:
         """Tell whether the path still names the bound socket."""
@@ -101,17 +108,20 @@ class Gateway:
         """Bind a socket file that vanished; the gate that serves the old one is ended and restarts on the new."""
         os.close(self._listening)
         self._bind()
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.kill(self.pid)
 
     def receive(self) -> Datagram | None:
-        """Give the next datagram, None where there is none."""
+        """Give the next datagram, None where there is none.
+
+        Raises:
+            EOFError: the gate has closed its end, or said nothing at all.
+        """
         try:
             datagram = self.channel.recv(_MAX_DATAGRAM + 1)
         except (BlockingIOError, ConnectionError):
             return None
-        if not datagram:  # it closed its end and lives, or says nothing at all: not our gate any more
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            return None
+        if not datagram:
+            raise EOFError
         if len(datagram) < _HEADER.size:
             return Datagram(Peer(*self._gate, self.pid), b"", b"")
         kind, uid, gid, pid, length = _HEADER.unpack_from(datagram)

@@ -19,13 +19,13 @@ class Loop:
 
     def watch(self, descriptor: int, callback: Callback) -> None:
         """Call back whenever the descriptor is readable; a callback that was there is replaced."""
-        if descriptor in self._selector.get_map():
-            self._selector.unregister(descriptor)
+        self.forget(descriptor)
         self._selector.register(descriptor, selectors.EVENT_READ, callback)
 
     def forget(self, descriptor: int) -> None:
-        """Watch the descriptor no more; before it is closed."""
-        self._selector.unregister(descriptor)
+        """Watch the descriptor no more, if it is watched; before it is closed."""
+        if descriptor in self._selector.get_map():
+            self._selector.unregister(descriptor)
 
     def after(self, seconds: float, callback: Callback) -> None:
         """Call back once; there is no way to take it back, so a callback looks whether it still matters."""

@@ -26,6 +26,7 @@ _MAX_PEERS: Final = 8
 _MAX_OPERATORS: Final = 8
 _TICK: Final = 5.0
 _LONGEST_GATE_PAUSE: Final = 1.0
+_LAST_WORDS: Final = 0.2
 _log: Final = logging.getLogger("server")
 
 
@@ -74,7 +75,11 @@ class Server:
     def _receive(self) -> None:
         now = time.monotonic()
         for _ in range(_FRAMES_A_ROUND):
-            datagram = self._gateway.receive()
+            try:
+                datagram = self._gateway.receive()
+            except EOFError:
+                self._hear_no_more()
+                return
             if datagram is None:
                 return
             if datagram.frame is None:
@@ -82,6 +87,12 @@ class Server:
                 continue
             self._remember(datagram.identity)
             self._dispatch(datagram.identity, datagram.frame, datagram.peer, now)
+
+    def _hear_no_more(self) -> None:
+        """Let a gate that closed its end come to its own end; one that lives on without it is none of ours."""
+        self._loop.forget(self._gateway.channel.fileno())
+        pid = self._gateway.pid
+        self._loop.after(_LAST_WORDS, lambda: self._gateway.kill(pid))
 
     def _dispatch(self, identity: bytes, frame: bytes, peer: Peer, now: float) -> None:
         def answer(reply: Reply) -> None:
