@@ -185,20 +185,13 @@ class Service:
 
     def _hand_over(self, action: a.HandOver) -> None:
         delivery = action.delivery
-        properties = handed_over(delivery.properties, self._broker.account)
-        self._broker.hand_over(action.token, delivery.body, properties)
+        self._broker.hand_over(action.token, delivery.body, handed_over(delivery.properties, self._broker.account))
 
     def _park(self, action: a.Park) -> None:
         delivery = action.delivery
-        properties = parked(
-            delivery.properties,
-            action.reason,
-            action.detail,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            delivery.exchange,
-            delivery.routing_key,
-            self._broker.max_properties,
-        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        came_by, limit = (delivery.exchange, delivery.routing_key), self._broker.max_properties
+        properties = parked(delivery.properties, action.reason, action.detail, now, *came_by, limit)
         self._broker.park(action.token, delivery.body, properties)
 
     def _ask(self, action: a.Ask) -> None:
