@@ -59,9 +59,8 @@ def enter(directory_name: str, mounts: Sequence[str], stop_grace: float) -> Scop
 
 def unit_name(directory_name: str) -> str:
     """Give the scope's name: systemd-escape(1) of the directory's, shortened by a hash where it is long."""
-    kept = ":_."
     escaped = "".join(
-        char if char.isalnum() or (char in kept and n) else f"\\x{ord(char):02x}"
+        char if char.isalnum() or char in ":_" or (char == "." and n) else f"\\x{ord(char):02x}"
         for n, char in enumerate(directory_name)
     )
     if len(escaped) > 200:
