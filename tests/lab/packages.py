@@ -19,6 +19,7 @@ RUN_TIME: Final = (
 """What the daemons and the simulated KNIME need, from the distribution alone."""
 
 POLICY: Final = Path("/usr/sbin/policy-rc.d")
+_BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 _SERVICES: Final = {"rabbitmq-server": ["rabbitmq-server.service"], "erlang-base": ["epmd.service", "epmd.socket"]}
 
 
@@ -44,7 +45,7 @@ def install(names: Sequence[str], noted: Callable[[str, str], None] = lambda _ki
     added = _added(names)
     for name in added:
         noted("package", name)
-    with _nothing_starts(noted):
+    with _nothing_starts(noted), _own_certificates_kept(added):
         _apt("install", "--yes", "--no-install-recommends", *names)
         for name in added:
             for unit in _SERVICES.get(name, []):
@@ -101,6 +102,15 @@ def _apt(*arguments: str) -> str:
     if done.returncode:
         raise PackagesError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+@contextmanager
+def _own_certificates_kept(added: list[str]) -> Iterator[None]:
+    """Keep a bundle that was there before the package that makes one: pip's settings may name it."""
+    own = _BUNDLE.read_bytes() if "ca-certificates" in added and _BUNDLE.exists() else None
+    yield
+    if own is not None:
+        _BUNDLE.write_bytes(own)
 
 
 @contextmanager
