@@ -147,6 +147,8 @@ def test_pages_that_go_backwards_end_and_the_list_is_asked_again(tmp_path: Path)
         router.answer = lambda request: [listed(request.id, ENTRY, following="bob")]
         await true(lambda: len(router.asked) >= 4)
         assert not client.connected
+        afters = [request.after for request in router.asked if isinstance(request, m.ListExecutors)]
+        assert afters[:4] == ["", "bob", "", "bob"]
         router.answer = well_behaved
         await true(lambda: client.connected)
 

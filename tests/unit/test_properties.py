@@ -97,6 +97,12 @@ def test_a_field_type_that_does_not_exist_is_bad() -> None:
         p.parse(raw_of([(b"h", b"Q1234")]))
 
 
+def test_a_header_that_ends_behind_its_table_is_bad() -> None:
+    entry = b"\1h" + text(b"abcd")
+    with pytest.raises(p.BadProperties):
+        p.parse(b"\x30\0" + struct.pack(">I", len(entry) - 1) + entry)
+
+
 def test_a_table_nested_deeper_than_any_recursion_is_walked_by_its_length() -> None:
     deep = b""
     for _ in range(20000):
