@@ -150,4 +150,9 @@ class SimulatedServer:
         except pika.exceptions.ChannelClosedByBroker:
             return []  # the listener has not declared it yet
         channel.close()
-        return [] if method is None else [Parked(body, properties.headers or {})]
+        return [] if method is None else [Parked(body, _headers(properties))]
+
+
+def _headers(properties: Any) -> Mapping[str, Any]:
+    """Give the headers also where the listener's adapter, in the same process, has pika keep properties as bytes."""
+    return pika.BasicProperties().decode(b"".join(properties.encode())).headers or {}
