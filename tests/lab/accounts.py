@@ -89,6 +89,10 @@ class SystemUsers:
 
     def create(self) -> None:
         """Make what is missing of them, and hold them until ``remove`` or the end of this process."""
+        self._lock = _locked(fcntl.LOCK_SH)  # while it is held nobody takes them away
+        if _group_exists(OPERATORS) and all(uid_of(name) is not None for name in (LISTENER, GATE)):
+            return
+        os.close(self._lock)
         self._lock = _locked(fcntl.LOCK_EX)
         comment = MARK
         if not _group_exists(OPERATORS):
