@@ -1,0 +1,1 @@
+"""Measurements against the numbers to reach; nothing here asserts a time."""
