@@ -1,0 +1,98 @@
+"""Rates, back-off and the bound on what is logged: pure, so every second is passed in."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from root_helper.limits import QUICK_DEATH, BackOff, Bound, Rates
+
+
+def test_a_key_has_its_starts_a_minute_and_then_waits_for_the_oldest_to_be_a_minute_old() -> None:
+    rates = Rates(per_minute=3, per_second=100)
+    assert [rates.wait("alice", float(n)) for n in range(3)] == [0.0] * 3
+    assert rates.wait("alice", 10.0) == 50.0
+    assert rates.wait("bob", 10.0) == 0.0
+    assert rates.wait("alice", 59.9) > 0
+    assert rates.wait("alice", 60.0) == 0.0
+
+
+def test_all_keys_together_have_their_starts_a_second() -> None:
+    rates = Rates(per_minute=6, per_second=2)
+    assert [rates.wait(name, 5.0) for name in ("a", "b")] == [0.0, 0.0]
+    assert rates.wait("c", 5.5) == 0.5
+    assert rates.wait("c", 6.0) == 0.0
+
+
+def test_what_was_told_to_wait_does_not_count() -> None:
+    rates = Rates(per_minute=1, per_second=1)
+    rates.wait("a", 0.0)
+    assert [rates.wait("a", 0.5) > 0 for _ in range(100)] == [True] * 100
+    assert rates.wait("a", 60.0) == 0.0
+
+
+def test_a_start_counted_under_a_second_key_counts_once_in_all() -> None:
+    """The same start is counted under the name asked for and, when it is known, under the uid."""
+    rates = Rates(per_minute=6, per_second=2)
+    for n in range(2):
+        assert rates.wait(f"name:{n}", 0.0) == 0.0
+        assert rates.wait(f"uid:{n}", 0.0, in_all=False) == 0.0
+    assert rates.wait("uid:0", 0.0, in_all=False) == 0.0
+    assert rates.wait("name:2", 0.0) == 1.0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 3)), max_size=200))
+def test_no_window_ever_holds_more_than_its_rate(asked: list[tuple[str, float]]) -> None:
+    rates, now, allowed = Rates(per_minute=5, per_second=3), 0.0, []
+    for key, pause in asked:
+        now += pause
+        if rates.wait(key, now) == 0.0:
+            allowed.append((key, now))
+        assert sum(at > now - 1.0 for _, at in allowed) <= 3
+        assert sum(at > now - 60.0 and other == key for other, at in allowed) <= 5
+
+
+def test_keys_that_nobody_asks_for_any_more_are_forgotten() -> None:
+    rates = Rates(per_minute=6, per_second=2)
+    for n in range(5000):
+        rates.wait(f"name:{n}", float(n))
+    assert len(rates._by_key) < 500
+
+
+def test_quick_deaths_double_the_wait_up_to_a_minute() -> None:
+    back_off, now, waits = BackOff(), 0.0, []
+    for _ in range(8):
+        back_off.ended("alice", 0.5, now)
+        waits.append(back_off.wait("alice", now))
+        now += 100
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_the_wait_passes_and_is_the_users_own() -> None:
+    back_off = BackOff()
+    back_off.ended("alice", 0.0, 100.0)
+    assert back_off.wait("alice", 100.75) == 0.25
+    assert back_off.wait("alice", 101.0) == 0.0
+    assert back_off.wait("bob", 100.0) == 0.0
+
+
+def test_a_longer_life_forgives() -> None:
+    back_off = BackOff()
+    for _ in range(5):
+        back_off.ended("alice", QUICK_DEATH - 0.1, 0.0)
+    back_off.ended("alice", QUICK_DEATH, 0.0)
+    assert back_off.wait("alice", 0.0) == 0.0
+    back_off.ended("alice", 1.0, 0.0)
+    assert back_off.wait("alice", 0.0) == 1.0
+
+
+def test_a_burst_is_written_then_one_a_second_and_the_rest_is_counted_by_reason() -> None:
+    bound, at = Bound(), 1000.0
+    assert sum(bound.allows("stranger", at) for _ in range(300)) == 200
+    assert [bound.allows("bad_frame", at + n) for n in (0.5, 1.0, 1.5, 2.0)] == [False, True, False, True]
+    assert bound.suppressed == {"stranger": 100, "bad_frame": 2}
+
+
+def test_silence_gives_back_no_more_than_the_burst() -> None:
+    bound = Bound()
+    for _ in range(200):
+        bound.allows("stranger", 0.0)
+    assert sum(bound.allows("stranger", 100_000.0) for _ in range(1000)) == 200
