@@ -59,6 +59,8 @@ def config_faults(config: "HelperConfig") -> list[str]:
         **{f"users.home_roots[{n}]": root for n, root in enumerate(config.users.home_roots)},
     }
     faults = [f"{key}: {fault}" for key, path in directories.items() for fault in trusted_directory_faults(path)]
+    log_directory = os.path.dirname(config.audit.path)  # this one alone: /var/log is a group's on Ubuntu
+    faults += [f"audit.path: {fault}" for fault in trusted_directory_faults(log_directory) if log_directory in fault]
     faults += [f"executor.home: {fault}" for fault in trusted_program_faults(os.path.join(executor.home, "knime"))]
     try:
         with opened_root_owned(_msgq_path(config), others_may_read=False):

@@ -94,6 +94,7 @@ class Gateway:
     def kill(self, pid: int) -> None:
         """End the gate, if it still is the one with this pid."""
         if pid and pid == self.pid:
+            # PRIVILEGED: the gate has an account of its own; known by its pidfd, it can be nobody else.
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def socket_is_there(self) -> bool:

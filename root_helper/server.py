@@ -138,7 +138,9 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # the lock is held: it is a left-over
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listening.bind(path)  # umask 0077: root alone
+        umask = os.umask(0o177)
+        listening.bind(path)
+        os.umask(umask)
         listening.listen(_MAX_OPERATORS)
         self._loop.watch(listening.fileno(), lambda: self._accept(listening))
 

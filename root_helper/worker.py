@@ -77,7 +77,7 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
         [(entry, _entry_id(entry.kind, entry.name)) for entry in map(parse_entry, config.workspace.acl.extra)]
     )
     workspace = ensure_private(config.executor.workspaces, name, account, acl)
-    ensure_private(config.executor.temp, name, account, acl)
+    _hold(ensure_private(config.executor.temp, name, account, acl))
     program = _program(task, account, name, config)
     own_scope = scope.enter(name, (config.executor.workspaces, config.executor.temp), config.limits.stop_grace)
     become_user(account, workspace, config.executor.limits.rlimits(), f"knime-executor-{name}")
@@ -97,6 +97,16 @@ def _wait_for_others_of(account: Account, state_directory: str) -> None:
     """Let two KNIME users of one account be prepared one after the other; the lock goes with execve or this process."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fcntl.flock(os.open(os.path.join(state_directory, f".uid-{account.uid}"), flags, 0o600), fcntl.LOCK_EX)
+
+
+def _hold(temp: int) -> None:
+    """Lock the temp directory for as long as a process of the executor lives, so that age-based cleaning spares it.
+
+    The one descriptor beyond 0, 1 and 2 that an executor is given: its own directory's. A lock of the helper's would
+    be gone while the helper is restarted (systemd-tmpfiles passes by what is locked: tmpfiles.d(5)).
+    """
+    fcntl.flock(temp, fcntl.LOCK_SH)
+    os.set_inheritable(temp, True)
 
 
 def _entry_id(kind: str, name: str) -> int:

@@ -1,6 +1,7 @@
 """The helper as a whole: real users, a real socket, the kernel's word on what an executor is and may do. Needs root."""
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -92,12 +93,30 @@ def test_an_executor_has_the_users_ids_and_groups_and_no_privilege(helper: Helpe
     assert facts["NoNewPrivs"] == ["1"]
 
 
+def test_the_temp_directory_is_locked_as_long_as_a_process_of_the_executor_lives(
+    helper: HelperUnderTest, people: People
+) -> None:
+    """So that systemd-tmpfiles spares it, also while the helper is being restarted."""
+    helper.start()
+    pid = started(helper, people.alice)
+    temp = os.open(helper.installation.temp / people.alice.name, os.O_RDONLY | os.O_DIRECTORY)
+    helper.stop()
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(temp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}/fd").exists() or not descriptors_of(pid), 5.0, "the end of the executor")
+    fcntl.flock(temp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(temp)
+
+
 def test_an_executor_inherits_no_descriptor_signal_umask_or_session(helper: HelperUnderTest, people: People) -> None:
     helper.start()
     pid = started(helper, people.alice)
     facts = status_of(pid)
     log = f"{helper.installation.workspace(people.alice)}/executor.log"
-    assert descriptors_of(pid) == {0: "/dev/null", 1: log, 2: log}
+    opened = descriptors_of(pid)
+    assert [opened.pop(number) for number in (0, 1, 2)] == ["/dev/null", log, log]
+    assert list(opened.values()) == [str(helper.installation.temp / people.alice.name)]  # held and locked: see below
     assert {name: int(facts[name][0], 16) for name in ("SigBlk", "SigIgn", "SigCgt")} == dict.fromkeys(
         ("SigBlk", "SigIgn", "SigCgt"), 0
     )
