@@ -22,6 +22,8 @@ from tests.lab.processes import end, processes_of, wait_for
 LISTENER: Final = "knime-listener"
 GATE: Final = "knime-gate"
 OPERATORS: Final = "knime-operators"
+PAM_SERVICE: Final = Path("/etc/pam.d/knime-peruser")
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
 MARK: Final = "made by the lab of knime-peruser"
 
 
@@ -82,7 +84,7 @@ class Accounts:
 
 
 class SystemUsers:
-    """The daemons' own accounts. Those that the machine has already are used and left as they are."""
+    """The daemons' own accounts and their PAM service. What the machine has already is used and left as it is."""
 
     def __init__(self) -> None:
         self._lock: int | None = None
@@ -90,7 +92,8 @@ class SystemUsers:
     def create(self) -> None:
         """Make what is missing of them, and hold them until ``remove`` or the end of this process."""
         self._lock = _locked(fcntl.LOCK_SH)  # while it is held nobody takes them away
-        if _group_exists(OPERATORS) and all(uid_of(name) is not None for name in (LISTENER, GATE)):
+        accounts_are_there = _group_exists(OPERATORS) and all(uid_of(name) is not None for name in (LISTENER, GATE))
+        if accounts_are_there and PAM_SERVICE.exists():
             return
         os.close(self._lock)
         self._lock = _locked(fcntl.LOCK_EX)
@@ -102,6 +105,10 @@ class SystemUsers:
             if uid_of(name) is None:
                 options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
                 run(["useradd", *options, "--shell", "/usr/sbin/nologin", "--comment", comment, name])
+        if not PAM_SERVICE.exists():
+            shipped = (CHECKOUT / "systemd/knime-peruser.pam").read_text(encoding="ascii")
+            PAM_SERVICE.write_text(f"{shipped}# {MARK}\n", encoding="ascii")
+            PAM_SERVICE.chmod(0o644)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def release(self) -> None:
@@ -113,7 +120,7 @@ class SystemUsers:
     def remove(self) -> bool:
         """Take away those that were made by a run; say whether they are gone, or still used by another run."""
         self.release()
-        if not any(map(is_ours, (LISTENER, GATE))):
+        if not any(map(is_ours, (LISTENER, GATE))) and not _pam_service_is_ours():
             return True
         try:
             lock = _locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,9 +137,15 @@ class SystemUsers:
             remove_user(name)
         if group_made:
             remove_group(OPERATORS)
+        if _pam_service_is_ours():
+            PAM_SERVICE.unlink()
         _LOCK.unlink()
         os.close(lock)
         return True
+
+
+def _pam_service_is_ours() -> bool:
+    return PAM_SERVICE.exists() and MARK in PAM_SERVICE.read_text(encoding="utf-8")
 
 
 def uid_of(name: str) -> int | None:
@@ -161,7 +174,8 @@ def end_processes(uids: Sequence[int]) -> None:
 def remove_user(name: str) -> None:
     """Take a user away whom a run made, with the group of the same name; anybody else is left alone."""
     if is_ours(name):
-        run(["userdel", name])
+        # --force: userdel counts zombies as processes of the user, and not every container's pid 1 reaps them.
+        run(["userdel", "--force", name])
         remove_group(name)
 
 

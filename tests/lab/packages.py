@@ -50,7 +50,7 @@ def install(names: Sequence[str], noted: Callable[[str, str], None] = lambda _ki
         for name in added:
             for unit in _SERVICES.get(name, []):
                 # The package enables its service; without this it would listen on all addresses after a reboot.
-                subprocess.run(["deb-systemd-helper", "disable", unit], check=False, capture_output=True)
+                _disable(name, unit)
 
 
 def remove(names: Sequence[str]) -> None:
@@ -67,6 +67,12 @@ def remove(names: Sequence[str]) -> None:
     if others := sorted(set(planned) - set(there)):
         raise PackagesError(f"{', '.join(others)} would go with them; nothing is removed")
     _apt("purge", "--yes", *there)
+
+
+def _disable(package: str, unit: str) -> None:
+    # As the package's own scripts do it, which works without systemd and lasts over upgrades of the package.
+    environment = {**os.environ, "DPKG_MAINTSCRIPT_PACKAGE": package}
+    subprocess.run(["deb-systemd-helper", "disable", unit], env=environment, check=False, capture_output=True)
 
 
 def _added(names: Sequence[str]) -> list[str]:

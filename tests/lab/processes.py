@@ -82,14 +82,15 @@ def end(process: ProcessId, *, grace: float = 15.0, by: signal.Signals = signal.
 
 
 def processes_of(uids: Sequence[int]) -> Iterator[ProcessId]:
-    """Give every process whose real uid is one of these: for the accounts that were made for a run."""
+    """Give every live process whose real uid is one of these: for the accounts that were made for a run."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):
             status = (entry / "status").read_text(encoding="utf-8", errors="replace")
-            if int(status.partition("\nUid:")[2].split(maxsplit=1)[0]) in uids:
-                yield process_id(int(entry.name))
+            found = process_id(int(entry.name))
+            if int(status.partition("\nUid:")[2].split(maxsplit=1)[0]) in uids and found.alive():
+                yield found
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
