@@ -95,7 +95,7 @@ def _serve(config: HelperConfig) -> None:
         _leave(_NO_AUDIT_LOG, [f"knime-root-helper: {error}"])
     audit.record_end(Event(event="helper_started", pid=os.getpid()))
     if not systemd_is_there():
-        _log.warning("no systemd: executors run without scopes, known by pid, start time, uid and session")
+        _log.warning("no systemd: executors have no scopes; of executor.limits only nofile and core hold")
     loop = Loop()
     state = os.environ.get("STATE_DIRECTORY", "/var/lib/knime-peruser")
     supervisor = Supervisor(config, loop, audit, (os.path.join(run_directory, "executors"), state))

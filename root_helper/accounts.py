@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from protocol.messages import RefusedReason
 from protocol.names import UserName
+from root_helper import pam, sssd
 from root_helper.config import HelperConfig
 from root_helper.policy import Account, Rules, refusal
 
@@ -27,8 +28,20 @@ def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, Refuse
     """
     account = account_of(name)
     if account is None:
+        if why := sssd.could_not_know():
+            raise Undecided(f"NSS knows no {name}, but {why}")
         return None, RefusedReason.UNKNOWN_USER
-    return account, refusal(name, account, rules(config))
+    reason = refusal(name, account, rules(config))
+    if reason is None and not _usable(account):
+        reason = RefusedReason.ACCOUNT_EXPIRED
+    return account, reason
+
+
+def _usable(account: Account) -> bool:
+    try:
+        return pam.may_be_used(account.name)
+    except pam.PamUndecided as error:
+        raise Undecided(str(error)) from error
 
 
 def account_of(name: UserName) -> Account | None:

@@ -9,12 +9,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Final
 
 from protocol.settings import SettingsError, settings, within
 from root_helper.config_rules import amount, rule_faults
+from root_helper.pam import SERVICE_FILE
 from root_helper.trusted_files import (
     opened_root_owned,
     root_owned_text,
@@ -62,6 +63,8 @@ def config_faults(config: "HelperConfig") -> list[str]:
     log_directory = os.path.dirname(config.audit.path)  # this one alone: /var/log is a group's on Ubuntu
     faults += [f"audit.path: {fault}" for fault in trusted_directory_faults(log_directory) if log_directory in fault]
     faults += [f"executor.home: {fault}" for fault in trusted_program_faults(os.path.join(executor.home, "knime"))]
+    if not os.path.exists(SERVICE_FILE):
+        faults.append(f"{SERVICE_FILE}: is missing, PAM would ask the stack `other`: install systemd/knime-peruser.pam")
     try:
         with opened_root_owned(_msgq_path(config), others_may_read=False):
             pass
@@ -112,9 +115,10 @@ class LimitValues:
     nofile: int | str | None = None
     core: int | str | None = None
 
-    def rlimits(self) -> dict[str, int]:
-        """Give what setrlimit(2) is to set, soft and hard alike, under its key."""
-        return {key: amount(value) for key in ("nofile", "core") if (value := getattr(self, key)) is not None}
+    def amounts(self) -> dict[str, int]:
+        """Give the limits that are set, as numbers under their keys."""
+        limits = {entry.name: getattr(self, entry.name) for entry in fields(LimitValues)}
+        return {key: amount(value) for key, value in limits.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ Pure. It trusts nothing of the values but their types; each fault names the key 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from protocol.names import parse_user_name
@@ -17,6 +16,15 @@ if TYPE_CHECKING:  # config.py calls this file
 
 _PLACEHOLDER: Final = re.compile(r"\{(workspace|temp|home|os_user|knime_user|uid)\}")
 _FIXED: Final = re.compile(r"HOME|LOGNAME|USER|SHELL|PATH|LANG|PWD|TMPDIR|KNIME_EXECUTOR_(MSGQ|RESERVATION|TEMP_DIR)")
+_RANGES: Final = {
+    "memory_max": (2**24, 2**62),
+    "memory_high": (2**24, 2**62),
+    "cpu_weight": (1, 10_000),  # systemd.resource-control(5)
+    "io_weight": (1, 10_000),
+    "tasks_max": (16, 2**22),
+    "nofile": (64, 2**30),
+    "core": (0, 2**62),
+}
 _MAX_SOCKET_PATH: Final = 107  # sun_path less its NUL, unix(7)
 
 
@@ -115,11 +123,14 @@ def _acl(config: "HelperConfig") -> Iterator[str]:
         seen.add(match and match[1])
 
 
-def _rlimits(config: "HelperConfig") -> Iterator[str]:
-    limits = config.executor.limits
-    for key, value, low, high in (("nofile", limits.nofile, 64, 2**30), ("core", limits.core, 0, 2**62)):
-        if value is not None and not low <= amount(value) <= high:
-            yield f"executor.limits.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
+def _limits(config: "HelperConfig") -> Iterator[str]:
+    tables = {"executor.limits": config.executor.limits}
+    tables |= {f"executor.group_limits[{n}]": limits for n, limits in enumerate(config.executor.group_limits)}
+    for where, limits in tables.items():
+        for key, number in limits.amounts().items():
+            low, high = _RANGES[key]
+            if not low <= number <= high:
+                yield f"{where}.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
 
 
 def amount(value: int | str) -> int:
@@ -129,13 +140,8 @@ def amount(value: int | str) -> int:
 
 
 def _not_built(config: "HelperConfig") -> Iterator[str]:
-    for key, value in asdict(config.executor.limits).items():
-        if value is not None and key not in {"nofile", "core"}:
-            yield f"executor.limits.{key}: not supported yet; take it out"
-    if config.executor.group_limits:
-        yield "executor.group_limits: not supported yet; take it out"
     if config.limits.idle_after:
         yield "limits.idle_after: not supported yet; 0 is expected"
 
 
-_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _rlimits, _not_built)
+_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _limits, _not_built)

@@ -1,21 +1,28 @@
 """systemd's scopes: each executor in a cgroup of its own, outside the helper's unit, so that it outlives both daemons.
 
-It trusts PID 1 and the system bus. ``busctl`` is executed by its absolute path, without a shell, with an empty
-environment; a unit's name is built here from a directory's name, escaped.
+It trusts PID 1 and the system bus. A unit's name is built here from a directory's name, escaped; the one method that
+is called starts one kind of unit, for the calling process.
 """
 
 import hashlib
 import os
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_BUSCTL: Final = "/usr/bin/busctl"
+from root_helper.bus import BusError, call
+
 _MANAGER: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _CGROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # unified, or hybrid
 _SLICE: Final = "knime-executors.slice"
+_LIMITS: Final = {
+    "memory_max": "MemoryMax",
+    "memory_high": "MemoryHigh",
+    "cpu_weight": "CPUWeight",
+    "io_weight": "IOWeight",
+    "tasks_max": "TasksMax",
+}
 _PATIENCE: Final = 2.0
 """Seconds that a name may still be taken, or the process not yet moved."""
 
@@ -36,17 +43,17 @@ def systemd_is_there() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def enter(directory_name: str, mounts: Sequence[str], stop_grace: float) -> Scope | None:
-    """Move this process into a scope of its own and give it; None where no systemd runs.
+def enter(unit: str, mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]) -> Scope | None:
+    """Move this process into a scope of its own and give it; None where no systemd runs. ``stop_grace`` in seconds.
 
     Raises:
         ScopeUnavailable: systemd or the bus did not do it.
     """
     if not systemd_is_there():
         return None
-    unit = unit_name(directory_name)
+    properties = _properties(mounts, stop_grace, limits)
     deadline = time.monotonic() + _PATIENCE
-    while (said := _start(unit, mounts, stop_grace)) is not None:
+    while (said := _start(unit, properties)) is not None:
         if "already" not in said or time.monotonic() > deadline:
             raise ScopeUnavailable(f"{unit}: {said}")
         _pause()
@@ -87,9 +94,9 @@ def _directory(path: str) -> Path:
     return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), _CGROUPS[0])
 
 
-def _start(unit: str, mounts: Sequence[str], stop_grace: float) -> str | None:
-    """Call StartTransientUnit (org.freedesktop.systemd1(5)) for this process; give what went wrong, or None."""
-    properties = (
+def _properties(mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Give the scope's properties as busctl(1) takes them: name, signature, values."""
+    return [
         ("PIDs", "au", "1", str(os.getpid())),
         ("Slice", "s", _SLICE),
         ("Description", "s", "KNIME Executor of one user"),
@@ -98,18 +105,19 @@ def _start(unit: str, mounts: Sequence[str], stop_grace: float) -> str | None:
         ("TimeoutStopUSec", "t", str(int(stop_grace * 1e6))),
         ("After", "as", "1", "remote-fs.target"),
         ("RequiresMountsFor", "as", str(len(mounts)), *mounts),
-    )
-    flat = [word for entry in properties for word in entry]
-    call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", str(len(properties)), *flat, "0"]
+        *((_LIMITS[key], "t", str(limits[key])) for key in _LIMITS if key in limits),
+    ]
+
+
+def _start(unit: str, properties: Sequence[tuple[str, ...]]) -> str | None:
+    """Call StartTransientUnit (org.freedesktop.systemd1(5)) for this process; give what went wrong, or None."""
+    words = [word for entry in properties for word in entry]
+    arguments = ["ssa(sv)a(sa(sv))", unit, "fail", str(len(properties)), *words, "0"]
     try:
-        # PRIVILEGED: uid 0 on the system bus may start units: this one kind, for this process.
-        done = subprocess.run(  # noqa: S603  a fixed program, arguments of our own making, no shell
-            [_BUSCTL, "--system", "--quiet", "call", *_MANAGER, *call],
-            env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"busctl: {error}"
-    return None if done.returncode == 0 else done.stderr.decode("ascii", "backslashreplace").strip()[:200] or "refused"
+        call(_PATIENCE, *_MANAGER, "StartTransientUnit", *arguments)
+    except BusError as error:
+        return str(error)
+    return None
 
 
 def _pause() -> None:

@@ -78,7 +78,7 @@ def fresh_process(keep: Sequence[int]) -> None:
     os.umask(0o077)
 
 
-def become_user(account: Account, workspace: int, limits: Mapping[str, int | None], tag: str) -> None:
+def become_user(account: Account, workspace: int, limits: Mapping[str, int], tag: str) -> None:
     """Turn this process into the account's, inside its workspace, its output in the journal or a file of its own.
 
     Raises:
@@ -87,10 +87,9 @@ def become_user(account: Account, workspace: int, limits: Mapping[str, int | Non
     """
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write("0")
-    for name, value in limits.items():
-        if value is not None:
-            # PRIVILEGED: a limit above the helper's own hard limit is root's to give.
-            resource.setrlimit(_RLIMITS[name], (value, value))
+    for name in _RLIMITS.keys() & limits.keys():
+        # PRIVILEGED: a limit above the helper's own hard limit is root's to give.
+        resource.setrlimit(_RLIMITS[name], (limits[name], limits[name]))
     os.setpriority(os.PRIO_PROCESS, 0, 0)
     become(account.uid, account.gid, account.groups)
     _new_session_keyring()

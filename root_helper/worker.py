@@ -79,8 +79,10 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
     workspace = ensure_private(config.executor.workspaces, name, account, acl)
     _hold(ensure_private(config.executor.temp, name, account, acl))
     program = _program(task, account, name, config)
-    own_scope = scope.enter(name, (config.executor.workspaces, config.executor.temp), config.limits.stop_grace)
-    become_user(account, workspace, config.executor.limits.rlimits(), f"knime-executor-{name}")
+    limits = _limits_of(account, config)
+    mounts = (config.executor.workspaces, config.executor.temp)
+    own_scope = scope.enter(scope.unit_name(name), mounts, config.limits.stop_grace, limits)
+    become_user(account, workspace, limits, f"knime-executor-{name}")
     unit, cgroup = own_scope or (None, None)
     _tell(report, at="ready", os_user=account.name, uid=account.uid, scope=unit, cgroup=cgroup)
     return program
@@ -97,6 +99,13 @@ def _wait_for_others_of(account: Account, state_directory: str) -> None:
     """Let two KNIME users of one account be prepared one after the other; the lock goes with execve or this process."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fcntl.flock(os.open(os.path.join(state_directory, f".uid-{account.uid}"), flags, 0o600), fcntl.LOCK_EX)
+
+
+def _limits_of(account: Account, config: HelperConfig) -> dict[str, int]:
+    """Give the limits of all executors, and over them those of the first group of the list that the user is in."""
+    groups = config.executor.group_limits
+    own = next((limits for limits in groups if accounts.group_id(limits.group) in account.groups), None)
+    return config.executor.limits.amounts() | (own.amounts() if own else {})
 
 
 def _hold(temp: int) -> None:

@@ -17,7 +17,6 @@ from protocol.settings import SettingsError
 from root_helper.config import (
     GroupLimit,
     HelperConfig,
-    LimitValues,
     config_faults,
     load,
     read_msgq,
@@ -111,16 +110,14 @@ def test_every_key_can_be_set(loaded: Load) -> None:
         [limits]
         lookup_timeout = 5
     """)
-    assert config.executor.limits.rlimits() == {"nofile": 65536, "core": 0}
+    assert config.executor.limits.amounts() == {"nofile": 65536, "core": 0}
     assert config.users.map == {"Admin@example.com": "alice@example.com"}
     assert config.workspace.names == {"bob": "Bob"}
     assert config.limits.lookup_timeout == 5.0
-    assert HelperConfig().executor.limits.rlimits() == {}
+    assert HelperConfig().executor.limits.amounts() == {}
 
 
 NOT_BUILT = {
-    **{f"[executor.limits]\n{key} = 1": f"executor.limits.{key}" for key in LimitValues.__slots__[:5]},
-    "[[executor.group_limits]]\ngroup = 'g'": "executor.group_limits",
     "[limits]\nidle_after = 1": "limits.idle_after",
 }
 
@@ -129,6 +126,12 @@ NOT_BUILT = {
 def test_what_is_not_built_yet_is_refused_and_never_ignored(loaded: Load, toml: str, key: str) -> None:
     (fault,) = faults_of(lambda: loaded(toml))
     assert f": {key}: not supported yet" in fault
+
+
+def test_a_log_directory_that_others_can_write_is_a_fault(host: HelperConfig, place: Path) -> None:
+    (place / "log").chmod(0o777)
+    (fault,) = config_faults(host)
+    assert fault.startswith(f"audit.path: {place}/log: mode 0777")
 
 
 def test_a_group_has_all_the_limits_that_an_executor_has() -> None:
@@ -174,6 +177,8 @@ FAULTS = {
     "executor.reservation   ": '[executor]\nreservation = "(user = \'{knime_user})"',
     "executor.reservation    ": "[executor]\nreservation = \"(user = '{knime_user}' or home = '{home}')\"",
     "executor.reservation     ": "[executor]\nreservation = \"(user = '{knime_user}' AND group = 'g)\"",
+    "executor.limits.memory_max": "[executor.limits]\nmemory_max = 1",
+    "executor.group_limits[0].cpu_weight": "[[executor.group_limits]]\ngroup = 'g'\ncpu_weight = 10001",
     "executor.limits.nofile": "[executor.limits]\nnofile = 3",
     "executor.limits.nofile ": "[executor.limits]\nnofile = 'infinity'",
     "executor.limits.core": "[executor.limits]\ncore = '-1'",
@@ -342,9 +347,11 @@ def test_a_link_to_itself_and_a_file_are_no_directory(place: Path) -> None:
 
 
 @pytest.fixture
-def host(place: Path, loaded: Load) -> HelperConfig:
+def host(place: Path, loaded: Load, monkeypatch: pytest.MonkeyPatch) -> HelperConfig:
     """Give a configuration whose directories, program and credential are there and right."""
-    for name in ("knime", "workspaces", "temp", "run", "home"):
+    (place / "pam").touch()
+    monkeypatch.setattr("root_helper.config.SERVICE_FILE", str(place / "pam"))
+    for name in ("knime", "workspaces", "temp", "run", "home", "log"):
         (place / name).mkdir(mode=0o755)
     program = place / "knime" / "knime"
     program.touch(mode=0o755)
@@ -361,7 +368,16 @@ def host(place: Path, loaded: Load) -> HelperConfig:
         temp = "{place}/temp"
         [users]
         home_roots = ["{place}/home"]
+        [audit]
+        path = "{place}/log/audit.jsonl"
     """)
+
+
+def test_a_host_without_the_pam_service_has_a_fault(host: HelperConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PAM would silently ask the stack `other` instead."""
+    monkeypatch.setattr("root_helper.config.SERVICE_FILE", "/etc/pam.d/none-of-this-name")
+    (fault,) = config_faults(host)
+    assert fault.startswith("/etc/pam.d/none-of-this-name: is missing")
 
 
 def test_a_host_that_is_right_has_no_fault(host: HelperConfig) -> None:
