@@ -18,6 +18,7 @@ from root_helper.policy import Account
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION_3: Final = 0x20080522  # capset(2)
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # keyctl(2)
 _SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219}
 _JOURNAL: Final = "/run/systemd/journal/stdout"
@@ -42,6 +43,7 @@ def become(uid: int, gid: int, groups: Sequence[int]) -> None:
     os.setresgid(gid, gid, gid)
     # PRIVILEGED: the last use of uid 0 in this process.
     os.setresuid(uid, uid, uid)
+    _drop_capabilities()
     if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or set(os.getgroups()) != set(groups):
         raise SpawnError("the kernel did not set the ids that were asked for")
     try:
@@ -50,6 +52,12 @@ def become(uid: int, gid: int, groups: Sequence[int]) -> None:
     except PermissionError:
         return
     raise SpawnError("uid 0 can be had back")
+
+
+def _drop_capabilities() -> None:
+    """Empty every set: setresuid(2) leaves the inheritable one, which whoever started the helper may have filled."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _checked(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
 
 def no_new_privileges() -> None:
