@@ -617,6 +617,8 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no such directory": ({"executor": {"workspaces": "/kpr-unheard-of"}}, ["executor.workspaces"]),
     "no program": ({"executor": {"home": "/kpr-unheard-of"}}, ["executor.home"]),
     "a directory that all can write": ({"executor": {"temp": "/tmp"}}, ["executor.temp"]),
+    "no place for the audit log": ({"audit": {"path": "/kpr-unheard-of/audit.jsonl"}}, ["audit.path"]),
+    "others can write beside the audit log": ({"audit": {"path": "/tmp/audit.jsonl"}}, ["audit.path"]),
 }
 
 
@@ -634,10 +636,12 @@ def test_a_fault_of_the_configuration_is_one_line_and_status_2(helper: HelperUnd
 
 
 def test_a_helper_that_cannot_open_its_audit_log_does_not_start_and_says_so(helper: HelperUnderTest) -> None:
-    helper.configure(audit={"path": "/kpr-unheard-of/audit.jsonl"})
+    """It does not end as for a fault of the configuration, after which nobody starts it again: a full disk passes."""
+    helper.configure()
+    helper.installation.audit_log.mkdir()
     done = helper.run()
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "/kpr-unheard-of/audit.jsonl" in done.stderr
+    assert str(helper.installation.audit_log) in done.stderr
 
 
 def test_explain_tells_every_decision_and_starts_nothing(helper: HelperUnderTest, people: People) -> None:

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -380,7 +381,9 @@ def test_a_gate_that_is_none_is_ended_with_a_growing_pause_and_the_helper_does_n
     pid = helper.client().ensure(alice.name)["pid"]
     helper.replace_gate(HOSTILE + MISBEHAVIOUR[case])
     os.kill(helper.gate_pid(), signal.SIGKILL)
-    wait_for(lambda: helper.log.read_text().count("the gate ended") >= 5, 20.0, "five gates")
+    began = time.monotonic()
+    wait_for(lambda: helper.log.read_text().count("the gate ended") >= 7, 20.0, "seven gates")
+    assert time.monotonic() - began > 1.0, "seven pauses, each twice the one before, up to a second"
     ticks = cpu_ticks(helper.pid)
     page = helper.operator("list", after="")
     assert page is not None
