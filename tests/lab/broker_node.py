@@ -48,9 +48,7 @@ class BrokerNode:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port, self._distribution, self._epmd_port, self._cli = _free_ports(4)
-        self.server = BrokerAccount("knime-server", (".*", ".*", ".*"), _password())
-        self.listener = BrokerAccount("knime-listener", _LISTENER, _password())
-        self.executors = BrokerAccount("knime-executors", _EXECUTORS, _password())
+        self.server, self.listener, self.executors = broker_accounts()
         self.log = directory / "log" / "node.log"
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -154,26 +152,7 @@ class BrokerNode:
         path.chmod(mode)
 
     def _definitions(self, vhosts: list[str]) -> str:
-        accounts = (self.server, self.listener, self.executors)
-        return json.dumps(
-            {
-                "users": [
-                    {
-                        "name": account.name,
-                        "password_hash": _password_hash(account.password),
-                        "hashing_algorithm": "rabbit_password_hashing_sha256",
-                        "tags": [],
-                    }
-                    for account in accounts
-                ],
-                "vhosts": [{"name": vhost} for vhost in vhosts],
-                "permissions": [
-                    {"user": account.name, "vhost": vhost, **dict(zip(_KINDS, account.permissions, strict=True))}
-                    for account in accounts
-                    for vhost in vhosts
-                ],
-            },
-        )
+        return definitions((self.server, self.listener, self.executors), vhosts)
 
     def _environment(self) -> dict[str, str]:
         directory = self.directory
@@ -197,6 +176,38 @@ class BrokerNode:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+
+
+def broker_accounts() -> tuple[BrokerAccount, BrokerAccount, BrokerAccount]:
+    """Give the accounts of KNIME Server, of the listener and of the executors, with new passwords."""
+    return (
+        BrokerAccount("knime-server", (".*", ".*", ".*"), _password()),
+        BrokerAccount("knime-listener", _LISTENER, _password()),
+        BrokerAccount("knime-executors", _EXECUTORS, _password()),
+    )
+
+
+def definitions(accounts: Iterable[BrokerAccount], vhosts: Iterable[str]) -> str:
+    """Give what RabbitMQ imports (``load_definitions``): vhosts, accounts and their permissions."""
+    return json.dumps(
+        {
+            "users": [
+                {
+                    "name": account.name,
+                    "password_hash": _password_hash(account.password),
+                    "hashing_algorithm": "rabbit_password_hashing_sha256",
+                    "tags": [],
+                }
+                for account in accounts
+            ],
+            "vhosts": [{"name": vhost} for vhost in vhosts],
+            "permissions": [
+                {"user": account.name, "vhost": vhost, **dict(zip(_KINDS, account.permissions, strict=True))}
+                for account in accounts
+                for vhost in vhosts
+            ],
+        },
+    )
 
 
 _PORTS: Final = range(15000, 32000)

@@ -5,14 +5,15 @@ controllers of cgroups on hosts that keep them in v1 hierarchies, so that limits
 Needs root, systemd-container and mmdebstrap. The image of a suite is built once a day and kept.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -67,13 +68,24 @@ class Machine:
 
     def run(self, *command: str, check: bool = True, seconds: float = 120.0) -> str:
         """Run a command inside as root; give what it printed, errors included."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "--wd=/", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
         return self._run(*inside, *command, check=check, seconds=seconds)
 
     def status(self, *command: str) -> int:
         """Run a command inside; give its exit status."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "--wd=/", "env", "-i", f"PATH={PATH}"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "env", "-i", f"PATH={PATH}"]
         return subprocess.run([*inside, *command], capture_output=True, check=False, cwd="/").returncode
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """Be in the machine's network while a connection is made; it stays there for as long as it lives."""
+        own_network, its_network = Path("/proc/self/ns/net"), Path(f"/proc/{self._init}/ns/net")
+        with own_network.open("rb") as own, its_network.open("rb") as inside:
+            _enter_network(inside.fileno())
+            try:
+                yield
+            finally:
+                _enter_network(own.fileno())
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file of the machine as root."""
@@ -149,6 +161,16 @@ class Machine:
         if check and done.returncode:
             raise RuntimeError(f"{command} ended with {done.returncode}: {output[-3000:]}")
         return output
+
+
+_CLONE_NEWNET: Final = 0x40000000
+
+
+def _enter_network(descriptor: int) -> None:
+    """Move this thread: setns(2), which os has from Python 3.12 on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def image(suite: str, packages: Sequence[str] = PACKAGES) -> Path:

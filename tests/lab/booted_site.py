@@ -1,0 +1,232 @@
+"""A whole site in a booted machine: directory, broker, units as they are installed, simulated KNIME.
+
+Both daemons run from their units with the shipped configuration, under ``systemctl``. KNIME Server's side is in the
+test's own process: its connection is made in the machine's network.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pika
+
+from tests.lab.broker_node import broker_accounts, definitions
+from tests.lab.ldap import Directory
+from tests.lab.machine import Machine
+from tests.lab.processes import wait_for
+from tests.lab.toml import dumps
+from tests.simulated_knime.server import Report, SimulatedServer
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+HELPER: Final = "knime-root-helper.service"
+LISTENER: Final = "knime-broker-listener.service"
+SLICE: Final = "knime-executors.slice"
+USERS: Final = 300
+_PORT: Final = 5672
+_SLICE_CGROUP: Final = f"/sys/fs/cgroup/knime.slice/{SLICE}"
+
+
+class BootedSite:
+    """One site; ``restore`` brings it back to a running one with nothing in its queues and no executor."""
+
+    def __init__(self, suite: str, directory: Path) -> None:
+        self.machine = Machine(suite, directory)
+        self.directory = Directory(self.machine, USERS)
+        self._server_account, self._listener_account, self._executors_account = broker_accounts()
+        self._fresh = iter(self.directory.names)
+        self._changed: set[str] = set()
+        self._drop_ins: set[str] = set()
+        self._server: SimulatedServer | None = None
+
+    @property
+    def server(self) -> SimulatedServer:
+        """KNIME Server's side."""
+        assert self._server is not None
+        return self._server
+
+    def create(self) -> None:
+        """Lay everything out, boot, and wait until both daemons are at work."""
+        self.machine.create()
+        self.install()
+        self.directory.write()
+        self._write_broker()
+        self._write_knime()
+        self.machine.offline(
+            "sh", "-ec", f"systemd-sysusers; {Directory.LOAD}; systemctl enable -q {HELPER} {LISTENER}; useradd local1"
+        )
+        self.machine.boot()
+        self.connect()
+        self.wait_until_served()
+
+    def install(self) -> None:
+        """Install this checkout, as a package would lay it."""
+        command = [sys.executable, str(CHECKOUT / "systemd/install"), "--destdir", str(self.machine.root)]
+        subprocess.run(command, check=True, capture_output=True)
+        self._write_credentials()
+
+    def connect(self) -> None:
+        """Be KNIME Server; once more after a reboot."""
+        self.disconnect()
+        with self.machine.network():
+            self._server = SimulatedServer(self._server_account.at(_PORT, "/"))
+
+    def disconnect(self) -> None:
+        """Be KNIME Server no longer."""
+        if self._server is not None:
+            self._server.close()
+
+    def wait_until_served(self, seconds: float = 20.0) -> None:
+        """Wait until the listener consumes the queue."""
+        wait_for(lambda: self._consumers() > 0, seconds, "a consumer of the queue")
+
+    def fresh_users(self, count: int) -> list[str]:
+        """Give users of the directory whom no test has used yet."""
+        return [next(self._fresh) for _ in range(count)]
+
+    def configure_helper(self, **tables: Mapping[str, object]) -> None:
+        """Restart the helper with these keys and the defaults; the test's end takes them back."""
+        self._configure("helper.toml", HELPER, tables)
+
+    def configure_listener(self, **tables: Mapping[str, object]) -> None:
+        """Restart the listener with these keys and the defaults; the test's end takes them back."""
+        self._configure("listener.toml", LISTENER, {**tables, "broker": {**self._broker, **tables.get("broker", {})}})
+        self.wait_until_served()
+
+    def configure_knime(self, **settings: object) -> None:
+        """Say how executors behave from their next start on."""
+        self.machine.write("/opt/knime/simulated.json", json.dumps(settings))
+
+    def drop_in(self, unit: str, text: str) -> None:
+        """Add a drop-in to a unit and reload; the test's end takes it away."""
+        self._drop_ins.add(unit)
+        self.machine.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
+        self.machine.run("systemctl", "daemon-reload")
+
+    def systemctl(self, *arguments: str) -> str:
+        """Call the service manager inside; give what it printed."""
+        return self.machine.run("systemctl", *arguments)
+
+    def show(self, unit: str, name: str) -> str:
+        """Give a property of a unit."""
+        return self.systemctl("show", "--value", "-p", name, unit).strip()
+
+    def main_pid(self, unit: str) -> int:
+        """Give the pid, inside, of a service's main process."""
+        return int(self.show(unit, "MainPID"))
+
+    def job(self, user: str, seconds: float = 30.0, **keywords: Any) -> Report:
+        """Publish a job and give its result; of others' results none may come."""
+        job = self.server.publish(user, **keywords)
+        (report,) = self.server.results(1, seconds)
+        assert report["job"] == job
+        return report
+
+    def shell(self, user: str, command: str, seconds: float = 30.0) -> str:
+        """Have a user's executor run a command; give what it printed, or fail with it."""
+        body = {"user": user, "job": "shell", "reply_to": self.server._reply_to, "shell": command}
+        headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
+        self.server.publish_raw(json.dumps(body).encode(), headers)
+        (report,) = self.server.results(1, seconds)
+        assert report["shell"]["status"] == 0, report["shell"]["output"]
+        return str(report["shell"]["output"])
+
+    def jobs_of(self, users: list[str], seconds: float = 60.0, **keywords: Any) -> dict[str, Report]:
+        """Publish a job for each user at once; give the results by user."""
+        for user in users:
+            self.server.publish(user, **keywords)
+        return {report["user"]: report for report in self.server.results(len(users), seconds)}
+
+    def executors(self) -> dict[str, list[int]]:
+        """Give the pids in each scope below the slice, by the scope's name."""
+        text = self.machine.run("sh", "-c", f"grep -s . {_SLICE_CGROUP}/*/cgroup.procs 2>/dev/null || true")
+        found: dict[str, list[int]] = {}
+        for line in text.splitlines():
+            path, _, pid = line.rpartition(":")
+            found.setdefault(Path(path).parent.name, []).append(int(pid))
+        return found
+
+    def audit(self, user: str | None = None) -> list[dict[str, Any]]:
+        """Give the audit records, of one user or of all."""
+        text = (self.machine.root / "var/log/knime-peruser/audit.jsonl").read_text(encoding="ascii")
+        records = [json.loads(line) for line in text.splitlines()]
+        return [record for record in records if user is None or record["user"] == user]
+
+    def restore(self) -> None:
+        """End all executors, take changes back, empty the queues, and see to it that everything runs."""
+        for unit in self._drop_ins:
+            (self.machine.root / f"etc/systemd/system/{unit}.d/test.conf").unlink()
+        self._changed |= self._drop_ins
+        if self._drop_ins:
+            self.machine.run("systemctl", "daemon-reload")
+        self._write_configuration()
+        self._write_credentials()
+        self.configure_knime()
+        for name in ("knime-jobs", "knime-jobs.parked"):
+            self._purge(name)
+        self.machine.run("sh", "-c", f"test ! -e {_SLICE_CGROUP} || echo 1 > {_SLICE_CGROUP}/cgroup.kill")
+        if self._changed:
+            self.machine.run("systemctl", "restart", *sorted(self._changed))
+        self._drop_ins, self._changed = set(), set()
+        self.machine.run("systemctl", "start", "dbus.socket", "dbus.service", "slapd", "sssd", HELPER, LISTENER)
+        wait_for(lambda: not self.executors(), 10, "the end of all executors")
+        self.wait_until_served()
+        self.server.further_results(0.05)
+
+    def _configure(self, name: str, unit: str, tables: Mapping[str, Mapping[str, object]]) -> None:
+        self._changed.add(unit)
+        self.machine.write(f"/etc/knime-peruser/{name}", dumps(tables))
+        self.machine.run("systemctl", "restart", unit)
+
+    @property
+    def _broker(self) -> dict[str, object]:
+        return {"urls": [self._listener_account.at(_PORT, "/", with_password=False)]}
+
+    def _write_configuration(self) -> None:
+        self.machine.write("/etc/knime-peruser/helper.toml", "")
+        self.machine.write("/etc/knime-peruser/listener.toml", dumps({"broker": self._broker}))
+
+    def _write_credentials(self) -> None:
+        executors = self._executors_account.at(_PORT, "/")
+        self.machine.write("/etc/knime-peruser/executor-msgq", f"{executors}\n", 0o600)
+        self.machine.write("/etc/knime-peruser/broker-password", self._listener_account.password, 0o600)
+
+    def _write_broker(self) -> None:
+        accounts = (self._server_account, self._listener_account, self._executors_account)
+        self.machine.write("/etc/rabbitmq/definitions.json", definitions(accounts, ["/"]))
+        self.machine.write("/etc/rabbitmq/rabbitmq.conf", _RABBITMQ)
+
+    def _write_knime(self) -> None:
+        program = (CHECKOUT / "tests/simulated_knime/knime").read_text(encoding="utf-8")
+        self.machine.write("/opt/knime/knime", program, 0o755)
+        self.configure_knime()
+        self._write_configuration()
+
+    def _consumers(self) -> int:
+        return int(self._declared("knime-jobs").consumer_count)
+
+    def _declared(self, queue: str) -> Any:
+        return self.server.channel.queue_declare(queue, passive=True).method
+
+    def _purge(self, queue: str) -> None:
+        self.server.channel.queue_purge(queue)
+
+
+_RABBITMQ: Final = f"""\
+listeners.tcp.1 = 127.0.0.1:{_PORT}
+load_definitions = /etc/rabbitmq/definitions.json
+disk_free_limit.absolute = 50MB
+"""
+
+
+def booted_site(suite: str, directory: Path) -> Iterator[BootedSite]:
+    """Give a site for a fixture: made, then removed whatever happens."""
+    site = BootedSite(suite, directory)
+    try:
+        site.create()
+        yield site
+    finally:
+        site.disconnect()
+        site.machine.remove()
