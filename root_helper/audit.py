@@ -41,7 +41,7 @@ class AuditLog:
         self._adm, self._host = adm, host
         self._seq, self._prev, self._first = 0, FIRST_PREV, 1
         self._owed: deque[Event] = deque(maxlen=1000)
-        self._bound, self._summary_due = Bound(), 0.0
+        self._bounds, self._summary_due = {"refused_peer": Bound(), "": Bound()}, 0.0
         self._anchored, self._anchor_due = 0, 0.0
         self._file = self._guarded(lambda: self._opened(self._path))
         self._guarded(self._take_up)
@@ -67,7 +67,8 @@ class AuditLog:
 
     def note(self, event: Event, now: float) -> None:
         """Write what a caller can cause at will, within the bound; the rest is counted. ``now``: monotonic seconds."""
-        if self._bound.allows(event.reason or event.decision or event.event, now):
+        bound = self._bounds.get(event.event, self._bounds[""])  # our own listener's traffic hides no stranger
+        if bound.allows(event.reason or event.decision or event.event, now):
             with contextlib.suppress(AuditUnavailable):  # nothing follows from it
                 self.record(event)
 
@@ -77,7 +78,7 @@ class AuditLog:
             self._write_owed()
         if now >= self._summary_due:
             self._summary_due = now + _SUMMARY_SECONDS
-            counts, self._bound.suppressed = self._bound.suppressed, {}
+            counts = {name: count for bound in self._bounds.values() for name, count in bound.take().items()}
             if counts:
                 reason = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
                 self.record_end(Event(event="suppressed", reason=reason))

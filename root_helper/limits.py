@@ -86,6 +86,11 @@ class Bound:
         self.suppressed[reason] = self.suppressed.get(reason, 0) + 1
         return False
 
+    def take(self) -> dict[str, int]:
+        """Give the counts of what was left out, and begin anew."""
+        taken, self.suppressed = self.suppressed, {}
+        return taken
+
 
 def _forget(times: deque[float], before: float) -> None:
     while times and times[0] <= before:

@@ -56,7 +56,7 @@ def refusal(asked: UserName, account: Account, rules: Rules) -> RefusedReason | 
     if not _user_id(account.uid, rules) or not _group_ids(account):
         return RefusedReason.UID_OUT_OF_RANGE
     groups = set(account.groups)
-    if not groups.isdisjoint(rules.deny_gids):
+    if 0 in groups or not groups.isdisjoint(rules.deny_gids):
         return RefusedReason.DENIED_USER
     if rules.allow_gids is not None and groups.isdisjoint(rules.allow_gids):
         return RefusedReason.NOT_IN_GROUP
@@ -69,7 +69,7 @@ def _user_id(uid: int, rules: Rules) -> bool:
 
 def _group_ids(account: Account) -> bool:
     gid_allowed = 0 < account.gid <= MAX_UID and account.gid not in SYSTEMD_UIDS
-    return gid_allowed and all(0 < gid <= MAX_UID for gid in account.groups)
+    return gid_allowed and all(0 <= gid <= MAX_UID for gid in account.groups)
 
 
 def directory_name(user: str, os_user: str, owners: Mapping[str, str]) -> str:

@@ -87,6 +87,7 @@ class Starts:
         busy = any(other.task.os_user == task.os_user for other in self.by_user.values() if other is not start)
         if busy:
             self._queue.append(start)
+            self._advance(start, "queued", self.config.limits.prepare_timeout)
         else:
             self._fork(start)
 
@@ -140,7 +141,9 @@ class Starts:
         for descriptor in opened:
             os.close(descriptor)
         _log.error("failed user=%s reason=at_capacity: no worker: %s", start.task.user, error.strerror)
-        reason = FailedReason.AT_CAPACITY
+        self._drop(start, FailedReason.AT_CAPACITY)
+
+    def _drop(self, start: Start, reason: FailedReason) -> None:
         self._answer(start, lambda asked: Failed(asked, reason, RETRY_AFTER), "failed", reason)
         self._leave(start)
 
@@ -150,6 +153,10 @@ class Starts:
 
     def _overdue(self, start: Start, stage: str) -> None:
         if start.stage != stage:
+            return
+        if stage == "queued":  # behind a worker that does not end: nothing was begun
+            self._queue.remove(start)
+            self._drop(start, FailedReason.BACKING_OFF)
             return
         reason = FailedReason.LOOKUP_TIMEOUT if stage == "looking_up" else FailedReason.PREPARE_FAILED
         self._fail(start, reason, f"the worker was {stage} for too long")

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from root_helper.policy import Account
 from tests.lab.accounts import OsUser
@@ -45,8 +45,10 @@ def as_user(user: OsUser | Account, command: str, *words: str | Path) -> subproc
     """Run a line of shell as the user, with the user's groups and umask 022; ``words`` are its $1, $2 ..."""
     groups = os.getgrouplist(user.name, user.gid)
     argv = ["/bin/sh", "-c", command, "sh", *map(str, words)]
-    ids = {"user": user.uid, "group": user.gid, "extra_groups": groups}
-    return subprocess.run(argv, **ids, umask=0o022, cwd="/", capture_output=True, text=True, check=False)
+    return subprocess.run(
+        argv, user=user.uid, group=user.gid, extra_groups=groups,
+        umask=0o022, cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def in_private_mounts(call: Callable[[], T]) -> T:
@@ -61,7 +63,7 @@ def in_private_mounts(call: Callable[[], T]) -> T:
                 os._exit(0)
         os.waitpid(pid, 0)
         answer.seek(0)
-        result, failure = pickle.load(answer)
+        result, failure = cast("tuple[T, str | None]", pickle.load(answer))
     if failure is not None:
         raise AssertionError(failure)
     return result
@@ -101,7 +103,7 @@ def names_in(directory: Path) -> list[str]:
 
 def facts_of(tree: Path) -> dict[str, tuple[object, ...]]:
     """Give everything about a tree that a privileged step could have changed by mistake, ACLs included."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path in [tree, *sorted(tree.rglob("*"))]:
         status = path.lstat()
         xattrs = {

@@ -205,16 +205,24 @@ def test_no_name_ends_a_line_or_forges_one(tmp_path: Path, text: str) -> None:
 
 def test_what_callers_cause_at_will_is_bounded_and_the_rest_is_counted(tmp_path: Path) -> None:
     log = opened(tmp_path)
-    for n in range(1000):
-        log.note(Event(event="refused_peer", peer=Peer(n, n, n), reason="stranger"), 50.0)
+    for _ in range(1000):
+        log.note(Event(event="list", reason="list"), 50.0)
     for n in range(10):
         log.note(Event(event="dropped", reason="bad_frame"), 51.0 + n / 2)
     assert len(chain_of(tmp_path)) == 205
     log.tick(100.0)
     log.tick(110.0)
-    assert [record["reason"] for record in chain_of(tmp_path)[205:]] == ["bad_frame=5 stranger=800"]
+    assert [record["reason"] for record in chain_of(tmp_path)[205:]] == ["bad_frame=5 list=800"]
     log.tick(161.0)
     assert len(chain_of(tmp_path)) == 206, "nothing was left out since"
+
+
+def test_a_busy_listener_hides_no_stranger(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    for _ in range(1000):
+        log.note(Event(event="list"), 50.0)
+    log.note(Event(event="refused_peer", peer=Peer(1, 1, 1), reason="stranger"), 50.0)
+    assert chain_of(tmp_path)[-1]["event"] == "refused_peer"
 
 
 def test_starts_and_ends_are_written_however_much_is_suppressed(tmp_path: Path) -> None:
