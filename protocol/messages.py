@@ -7,7 +7,9 @@ it is text, and the helper decides what it is.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
+
+from protocol.settings import limited, matching
 
 VERSION: Final = 1
 MAX_REQUEST: Final = 1024
@@ -17,6 +19,12 @@ MAX_REPLY: Final = 4096
 
 RequestId = NewType("RequestId", str)
 """The listener's own name for a request: 1 to 64 of ``[A-Za-z0-9-]``."""
+
+Id = Annotated[RequestId, matching(r"[A-Za-z0-9-]{1,64}")]
+Uid = Annotated[int, limited(0, 2**32 - 1)]
+Pid = Annotated[int, limited(1, 2**22)]  # PID_MAX_LIMIT of 64-bit kernels, proc(5)
+Seconds = Annotated[float, limited(0, 2**40)]
+Cgroup = Annotated[int | None, limited(1, 2**64 - 1)]
 
 
 class Op(StrEnum):
@@ -61,7 +69,7 @@ class FailedReason(StrEnum):
 class EnsureExecutor:
     """See to it that the user has an executor."""
 
-    id: RequestId
+    id: Id
     user: str
 
 
@@ -69,7 +77,7 @@ class EnsureExecutor:
 class ListExecutors:
     """A page of the running executors: those of the users after ``after`` ("" = from the first)."""
 
-    id: RequestId
+    id: Id
     after: str
 
 
@@ -77,7 +85,7 @@ class ListExecutors:
 class StopExecutor:
     """End the executor of this KNIME user."""
 
-    id: RequestId
+    id: Id
     user: str
 
 
@@ -85,7 +93,7 @@ class StopExecutor:
 class SetDraining:
     """Start no executor any more (``on``), or start them again."""
 
-    id: RequestId
+    id: Id
     on: bool
 
 
@@ -93,7 +101,7 @@ class SetDraining:
 class OtherVersion:
     """A request of another version of this protocol: its id is all that is understood."""
 
-    id: RequestId
+    id: Id
 
 
 Request = EnsureExecutor | ListExecutors | StopExecutor | SetDraining | OtherVersion
@@ -103,31 +111,31 @@ Request = EnsureExecutor | ListExecutors | StopExecutor | SetDraining | OtherVer
 class Running:
     """The executor that was there already. ``since`` in Unix seconds; ``cgroup`` is None where there is no scope."""
 
-    id: RequestId
+    id: Id
     os_user: str
-    uid: int
-    pid: int
-    since: float
-    cgroup: int | None
+    uid: Uid
+    pid: Pid
+    since: Seconds
+    cgroup: Cgroup
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """The executor that was started for this request."""
 
-    id: RequestId
+    id: Id
     os_user: str
-    uid: int
-    pid: int
-    since: float
-    cgroup: int | None
+    uid: Uid
+    pid: Pid
+    since: Seconds
+    cgroup: Cgroup
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Policy says no."""
 
-    id: RequestId
+    id: Id
     reason: RefusedReason
 
 
@@ -135,9 +143,9 @@ class Refused:
 class Failed:
     """The host says not now; ask again after ``retry_after`` seconds."""
 
-    id: RequestId
+    id: Id
     reason: FailedReason
-    retry_after: float
+    retry_after: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,42 +154,42 @@ class ExecutorEntry:
 
     user: str
     os_user: str
-    uid: int
-    pid: int
-    since: float
-    cgroup: int | None
+    uid: Uid
+    pid: Pid
+    since: Seconds
+    cgroup: Cgroup
 
 
 @dataclass(frozen=True, slots=True)
 class Executors:
     """A page, sorted by user. ``next`` is what to ask ``after`` next, None on the last page."""
 
-    id: RequestId
+    id: Id
     executors: tuple[ExecutorEntry, ...]
     next: str | None
     draining: bool
-    free: int
+    free: Annotated[int, limited(0, 2**31)]
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
     """The executor was told to end."""
 
-    id: RequestId
+    id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
     """There was no executor to stop."""
 
-    id: RequestId
+    id: Id
 
 
 @dataclass(frozen=True, slots=True)
 class Draining:
     """Whether the helper is draining now."""
 
-    id: RequestId
+    id: Id
     on: bool
 
 
@@ -193,7 +201,7 @@ class Exited:
     """Notice: an executor ended. ``status`` as os.waitstatus_to_exitcode gives it, None where the kernel tells none."""
 
     user: str
-    uid: int
-    pid: int
-    status: int | None
-    seq: int
+    uid: Uid
+    pid: Pid
+    status: Annotated[int | None, limited(-255, 255)]
+    seq: Annotated[int, limited(1, 2**63 - 1)]

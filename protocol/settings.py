@@ -1,21 +1,25 @@
-"""A TOML table to a frozen dataclass, strictly: what both daemons read their configuration with.
+"""A table of TOML or JSON to a frozen dataclass, strictly: what configurations and messages are read with.
 
 The dataclass is the schema: its fields are the keys, their types what is expected, their defaults what holds where
 a key is absent. An unknown key, a wrong type or a value out of range is a fault that names file, key and what was
-expected; all faults of a file are found in one go.
+expected; all faults of a table are found in one go. It trusts nothing of the table.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Rule = Mapping[str, Any]
 _NUMBERS: Final = (-(2**63), 2**63 - 1)  # TOML's own range; NaN is in none
 
 
 class SettingsError(Exception):
-    """A configuration that cannot be used; ``faults`` has one line for each thing that is wrong."""
+    """A table that cannot be used; ``faults`` has one line for each thing that is wrong."""
 
     def __init__(self, faults: list[str]) -> None:
         """Keep the faults, each one line."""
@@ -31,6 +35,16 @@ def within(default: float, low: float, high: float) -> Any:
 def one_of(default: str, *others: str) -> Any:
     """Give a text's field that has a closed list of values, the default first."""
     return field(default=default, metadata={"one_of": (default, *others)})
+
+
+def limited(low: float, high: float) -> Rule:
+    """Give the rule of an annotated number: the range it must be in, both ends included."""
+    return {"within": (low, high)}
+
+
+def matching(pattern: str) -> Rule:
+    """Give the rule of an annotated text: what it must match as a whole."""
+    return {"matching": re.compile(pattern, re.ASCII)}
 
 
 def settings(schema: type[T], table: Mapping[str, object], file: str) -> T:
@@ -51,23 +65,37 @@ def shown_key(key: str) -> str:
     return key if key.isidentifier() and key.isascii() and len(key) <= 80 else ascii(key[:80])
 
 
-def _dataclass(schema: type[Any], table: object, where: str, faults: list[str]) -> object:
+def _dataclass(schema: Any, table: object, where: str, faults: list[str]) -> object:
     if not isinstance(table, Mapping):
         faults.append(f"{where.rstrip('.')}: a table is expected")
         return None
-    known = {entry.name: entry for entry in fields(schema)}
+    known = _keys(schema)
     faults.extend(f"{where}{shown_key(key)}: unknown key" for key in table if key not in known)
-    types = get_type_hints(schema)
     values: dict[str, object] = {}
-    for name, entry in known.items():
+    for name, (expected, rule, required) in known.items():
         if name in table:
-            values[name] = _value(types[name], entry.metadata, table[name], f"{where}{name}", faults)
-        elif entry.default is MISSING and entry.default_factory is MISSING:
+            values[name] = _value(expected, rule, table[name], f"{where}{name}", faults)
+        elif required:
             faults.append(f"{where}{name}: must be given")
     return None if faults else schema(**values)
 
 
-def _value(expected: Any, rule: Mapping[str, Any], value: object, where: str, faults: list[str]) -> object:
+@cache
+def _keys(schema: Any) -> dict[str, tuple[Any, Rule, bool]]:
+    """Give of each key what type is expected, by which rule, and whether it must be given."""
+    hints = get_type_hints(schema, include_extras=True)
+    keys: dict[str, tuple[Any, Rule, bool]] = {}
+    for entry in fields(schema):
+        expected, rule = hints[entry.name], dict(entry.metadata)
+        if get_origin(expected) is Annotated:
+            expected, annotated = get_args(expected)
+            rule |= annotated
+        required = entry.default is MISSING and entry.default_factory is MISSING
+        keys[entry.name] = (getattr(expected, "__supertype__", expected), rule, required)  # a NewType is what it is of
+    return keys
+
+
+def _value(expected: Any, rule: Rule, value: object, where: str, faults: list[str]) -> object:
     if is_dataclass(expected):
         return _dataclass(cast("type[Any]", expected), value, f"{where}.", faults)
     if get_origin(expected) is tuple and is_dataclass(get_args(expected)[0]):
@@ -81,12 +109,16 @@ def _value(expected: Any, rule: Mapping[str, Any], value: object, where: str, fa
         faults.append(f"{where}: a number from {low} to {high} is expected")
     elif "one_of" in rule and value not in rule["one_of"]:
         faults.append(f"{where}: one of {', '.join(map(repr, rule['one_of']))} is expected")
+    elif "matching" in rule and not rule["matching"].fullmatch(value):
+        faults.append(f"{where}: a text that matches {rule['matching'].pattern} is expected")
     else:
         return _frozen(value, expected)
     return value
 
 
 def _frozen(value: object, expected: Any) -> object:
+    if _is_enumeration(expected):
+        return expected(value)
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, dict):
@@ -103,6 +135,8 @@ def _is_a(expected: Any, value: object) -> bool:
         return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if _is_enumeration(expected):
+        return isinstance(value, str) and value in frozenset(expected)
     return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
 
 
@@ -113,4 +147,10 @@ def _name(expected: Any) -> str:
         return "a list of strings"
     if get_origin(expected) is not None:
         return "a table of strings"
+    if _is_enumeration(expected):
+        return f"one of {', '.join(expected)}"
     return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[expected]
+
+
+def _is_enumeration(expected: Any) -> bool:
+    return isinstance(expected, type) and issubclass(expected, StrEnum)
