@@ -1,9 +1,7 @@
-"""The broker: two connections that are always wanted, and all of pika, which nothing else imports.
+"""Connections and channels of the broker: all of pika, which nothing else imports.
 
-Consuming and publishing have a connection each: a publish that the broker refuses closes its channel, and under a
-memory alarm the broker stops reading from whoever publishes; neither may touch the deliveries that are held. What ends
-a channel ends its connection, says why in one line, and is tried again with a growing pause. No exception of pika
-leaves this file, no property is decoded, and no password is kept: it is read at each connect and given to pika alone.
+What ends a channel ends its connection and says why. No exception of pika leaves this file, no property is decoded,
+and no password is kept: it is read at each connect and given to pika alone.
 """
 
 import asyncio
@@ -12,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pika
 from pika import spec
@@ -20,12 +18,8 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
 from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_password, tls_context
-from broker_listener.consuming import ConsumeEvents, Consumer, Delivery
-from broker_listener.link import Link, Lost, Role
+from broker_listener.link import Lost, Role
 from broker_listener.properties import RawProperties
-from broker_listener.publishing import Outcome, Publisher, PublishEvents
-
-__all__ = ["Broker", "BrokerEvents", "Delivery", "Outcome"]
 
 FRAME_MAX: Final = 131072
 HEARTBEAT: Final = 30
@@ -35,68 +29,6 @@ CLOSE_TIMEOUT: Final = 1.0
 spec.props[spec.BasicProperties.INDEX] = RawProperties
 # What pika logs may hold what a message holds, over several lines; what matters of it is logged here.
 logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
-
-
-class BrokerEvents(ConsumeEvents, PublishEvents, Protocol):
-    """What the broker tells; a call that raises is logged and ends the message it was about."""
-
-
-class Broker:
-    """The two connections. All methods are called in the loop that ``start`` was called in."""
-
-    def __init__(self, config: BrokerConfig, events: BrokerEvents) -> None:
-        self._consumer = Consumer(config, events)
-        self._publisher = Publisher(config, events)
-        self._consume = Link(config.urls, self._consumer, partial(connect, config))
-        self._publish = Link(config.urls, self._publisher, partial(connect, config))
-        self.ack = self._consumer.ack
-        self.give_back = self._consumer.give_back
-        self.hand_over = self._publisher.hand_over
-        self.park = self._publisher.park
-
-    def start(self) -> None:
-        """Begin to connect; the events tell the rest."""
-        self._consume.start()
-        self._publish.start()
-
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the caller's share of its own time to stop
-        """Wait for what is unconfirmed, send what is settled, close both; at most ``timeout`` seconds."""
-        await self._publish.close(timeout / 2)
-        await self._consume.close(timeout / 2)
-
-    @property
-    def account(self) -> str:
-        """The account that publishes: no other may stand in ``user_id``."""
-        return self._publish.url.user
-
-    @property
-    def frame_max(self) -> int:
-        """Bytes of a frame that publishes, negotiated."""
-        return self._publish.frame_max
-
-    @property
-    def max_properties(self) -> int:
-        """Bytes that the properties of a message may have, at most."""
-        return max_properties(self._publish.frame_max)
-
-    @property
-    def can_publish(self) -> bool:
-        """Whether what is published now has a chance."""
-        return self._publisher.can_publish
-
-    @property
-    def state(self) -> str:
-        """What both connections do, for the status."""
-        blocked = " (blocked by the broker)" if self._publish.up and not self.can_publish else ""
-        return f"consume: {self._consume.state}; publish: {self._publish.state}{blocked}"
-
-    def cancel_consumer(self) -> None:
-        """Take no more deliveries; those held stay valid."""
-        self._consumer.want(on=False)
-
-    def resume_consumer(self) -> None:
-        """Take deliveries again."""
-        self._consumer.want(on=True)
 
 
 class Channel:

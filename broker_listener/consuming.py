@@ -9,13 +9,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from broker_listener.broker import Channel, Connection
 from broker_listener.config import BrokerConfig
 from broker_listener.limited_log import LimitedLog
-
-if TYPE_CHECKING:
-    from broker_listener.broker import Channel, Connection
 
 LOG: Final = logging.getLogger(__name__)
 RETRY_AFTER_A_BUG: Final = 60.0

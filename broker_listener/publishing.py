@@ -9,13 +9,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from broker_listener.broker import Channel, Connection
 from broker_listener.config import BrokerConfig
 from broker_listener.limited_log import LimitedLog
-
-if TYPE_CHECKING:
-    from broker_listener.broker import Channel, Connection
 
 LOG: Final = logging.getLogger(__name__)
 PARKED_BYTES: Final = 2**30

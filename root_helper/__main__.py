@@ -17,7 +17,8 @@ from protocol.record import Event
 from protocol.settings import SettingsError
 from root_helper import accounts
 from root_helper.audit import AuditLog, AuditUnavailable
-from root_helper.config import HelperConfig, config_faults, load
+from root_helper.config import HelperConfig
+from root_helper.config_file import config_faults, load
 from root_helper.gateway import Gateway
 from root_helper.loop import Loop
 from root_helper.policy import directory_name, os_user_of

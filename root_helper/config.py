@@ -1,96 +1,20 @@
-"""helper.toml to frozen dataclasses: everything that root does is decided here, by the administrator alone.
+"""What helper.toml holds, as frozen dataclasses: everything that root does is decided here, by the administrator alone.
 
-It trusts a file that only root can have written, in directories that only root can change; no environment variable
-overrides a key. What this version does not do yet is refused, never ignored. The executors' broker URL is read by
-the worker alone, and no fault ever quotes it.
+Pure: the keys, their types, ranges and defaults. It is read, and believed or refused, in config_file.py.
 """
 
-import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Final
 
-from protocol.settings import SettingsError, settings, within
-from root_helper.config_rules import amount, rule_faults
-from root_helper.pam import SERVICE_FILE
-from root_helper.trusted_files import (
-    opened_root_owned,
-    root_owned_text,
-    trusted_directory_faults,
-    trusted_program_faults,
-)
+from protocol.settings import within
 
-MSGQ_FILE: Final = "/etc/knime-peruser/executor-msgq"
-"""Where the executors' broker URL stands if neither msgq_file nor systemd's credential says otherwise."""
 _DENY_GROUPS: Final = (
     *("root", "sudo", "wheel", "adm", "disk", "shadow", "docker", "lxd", "incus", "libvirt", "kvm"),
     *("systemd-journal", "knime-listener"),
 )
-_MSGQ: Final = re.compile(r"amqps?://[!-+\--~]+(?:,amqps?://[!-+\--~]+)*", re.ASCII)
-
-
-def load(path: str) -> "HelperConfig":
-    """Read the configuration.
-
-    Raises:
-        SettingsError: with one line for each fault.
-    """
-    text = root_owned_text(path, others_may_read=True)
-    try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError([f"{path}: TOML is expected: {error}"]) from None
-    config = settings(HelperConfig, table, path)
-    if faults := rule_faults(config):
-        raise SettingsError([f"{path}: {fault}" for fault in faults])
-    return config
-
-
-def config_faults(config: "HelperConfig") -> list[str]:
-    """Say what of this host does not fit the configuration; reads no secret."""
-    executor = config.executor
-    directories = {
-        "socket.path": os.path.dirname(config.socket.path),
-        "socket.operator_path": os.path.dirname(config.socket.operator_path),
-        "executor.workspaces": executor.workspaces,
-        "executor.temp": executor.temp,
-        **{f"users.home_roots[{n}]": root for n, root in enumerate(config.users.home_roots)},
-    }
-    faults = [f"{key}: {fault}" for key, path in directories.items() for fault in trusted_directory_faults(path)]
-    log_directory = os.path.dirname(config.audit.path)  # this one alone: /var/log is a group's on Ubuntu
-    faults += [f"audit.path: {fault}" for fault in trusted_directory_faults(log_directory) if log_directory in fault]
-    faults += [f"executor.home: {fault}" for fault in trusted_program_faults(os.path.join(executor.home, "knime"))]
-    if not os.path.exists(SERVICE_FILE):
-        faults.append(f"{SERVICE_FILE}: is missing, PAM would ask the stack `other`: install systemd/knime-peruser.pam")
-    try:
-        with opened_root_owned(_msgq_path(config), others_may_read=False):
-            pass
-    except SettingsError as error:
-        faults += [f"executor.msgq_file: {fault}" for fault in error.faults]
-    return faults
-
-
-def read_msgq(config: "HelperConfig") -> str:
-    """Give KNIME_EXECUTOR_MSGQ, the executors' broker URL. It holds a password.
-
-    Raises:
-        SettingsError: there is none, or others can read it. The text holds nothing of the content.
-    """
-    path = _msgq_path(config)
-    url = root_owned_text(path, others_may_read=False).removesuffix("\n")
-    if not _MSGQ.fullmatch(url):
-        expected = "amqp://user:password@host/vhost[,amqp://host2:port...]"
-        raise SettingsError([f"{path}: one line is expected: {expected}; write {MSGQ_FILE}, restart the helper"])
-    return url
-
-
-def _msgq_path(config: "HelperConfig") -> str:
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")  # set by systemd alone, systemd.exec(5)
-    credential = os.path.join(credentials, "executor-msgq") if credentials else ""
-    return config.executor.msgq_file or (credential if os.path.lexists(credential) else MSGQ_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +139,9 @@ class HelperConfig:
     workspace: WorkspaceConfig = WorkspaceConfig()
     limits: LimitsConfig = LimitsConfig()
     audit: AuditConfig = AuditConfig()
+
+
+def amount(value: int | str) -> int:
+    """Give the number of an integer or of a text such as ``64K`` (systemd's suffixes, base 1024); -1 for no such."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", str(value), re.ASCII)
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else -1

@@ -6,13 +6,11 @@ Pure. It trusts nothing of the values but their types; each fault names the key 
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from protocol.names import parse_user_name
 from protocol.settings import shown_key
-
-if TYPE_CHECKING:  # config.py calls this file
-    from root_helper.config import HelperConfig
+from root_helper.config import HelperConfig
 
 _PLACEHOLDER: Final = re.compile(r"\{(workspace|temp|home|os_user|knime_user|uid)\}")
 _FIXED: Final = re.compile(r"HOME|LOGNAME|USER|SHELL|PATH|LANG|PWD|TMPDIR|KNIME_EXECUTOR_(MSGQ|RESERVATION|TEMP_DIR)")
@@ -28,12 +26,12 @@ _RANGES: Final = {
 _MAX_SOCKET_PATH: Final = 107  # sun_path less its NUL, unix(7)
 
 
-def rule_faults(config: "HelperConfig") -> list[str]:
+def rule_faults(config: HelperConfig) -> list[str]:
     """Say what is wrong with the configuration as such, one line a fault; the host is not looked at."""
     return [fault for rule in _RULES for fault in rule(config)]
 
 
-def _paths(config: "HelperConfig") -> Iterator[str]:
+def _paths(config: HelperConfig) -> Iterator[str]:
     executor, socket = config.executor, config.socket
     paths = {
         "socket.path": socket.path,
@@ -54,7 +52,7 @@ def _paths(config: "HelperConfig") -> Iterator[str]:
         yield "executor.temp: a directory that is neither executor.workspaces, nor in it, nor around it is expected"
 
 
-def _socket(config: "HelperConfig") -> Iterator[str]:
+def _socket(config: HelperConfig) -> Iterator[str]:
     socket = config.socket
     for key, path in (("path", socket.path), ("operator_path", socket.operator_path)):
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
@@ -68,7 +66,7 @@ def _socket(config: "HelperConfig") -> Iterator[str]:
         yield "socket.gate_user: another user than socket.listener_user is expected"
 
 
-def _templates(config: "HelperConfig") -> Iterator[str]:
+def _templates(config: HelperConfig) -> Iterator[str]:
     executor = config.executor
     templates = {
         "executor.reservation": executor.reservation,
@@ -90,7 +88,7 @@ def _templates(config: "HelperConfig") -> Iterator[str]:
         yield "executor.reservation: '{knime_user}' in quotes is expected"
 
 
-def _environment(config: "HelperConfig") -> Iterator[str]:
+def _environment(config: HelperConfig) -> Iterator[str]:
     for name in config.executor.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
             yield f"executor.environment.{shown_key(name)}: a name of A-Z a-z 0-9 _ is expected, no digit first"
@@ -98,7 +96,7 @@ def _environment(config: "HelperConfig") -> Iterator[str]:
             yield f"executor.environment.{name}: is set by the helper itself; take it out"
 
 
-def _names(config: "HelperConfig") -> Iterator[str]:
+def _names(config: HelperConfig) -> Iterator[str]:
     qualified = config.users.qualified_names
     for key, names in (("users.map", config.users.map), ("workspace.names", config.workspace.names)):
         for pair in names.items():
@@ -114,7 +112,7 @@ def _names(config: "HelperConfig") -> Iterator[str]:
         yield "users.max_uid: a number not below users.min_uid is expected"
 
 
-def _acl(config: "HelperConfig") -> Iterator[str]:
+def _acl(config: HelperConfig) -> Iterator[str]:
     seen = set()
     for n, entry in enumerate(config.workspace.acl.extra):
         match = re.fullmatch(r"([ug]:[^:,\0-\x20\x7f][^:,\0-\x1f\x7f]*):[r-][w-][x-]", entry)
@@ -123,7 +121,7 @@ def _acl(config: "HelperConfig") -> Iterator[str]:
         seen.add(match and match[1])
 
 
-def _limits(config: "HelperConfig") -> Iterator[str]:
+def _limits(config: HelperConfig) -> Iterator[str]:
     tables = {"executor.limits": config.executor.limits}
     tables |= {f"executor.group_limits[{n}]": limits for n, limits in enumerate(config.executor.group_limits)}
     for where, limits in tables.items():
@@ -133,13 +131,7 @@ def _limits(config: "HelperConfig") -> Iterator[str]:
                 yield f"{where}.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
 
 
-def amount(value: int | str) -> int:
-    """Give the number of an integer or of a text such as ``64K`` (systemd's suffixes, base 1024); -1 for no such."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", str(value), re.ASCII)
-    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else -1
-
-
-def _not_built(config: "HelperConfig") -> Iterator[str]:
+def _not_built(config: HelperConfig) -> Iterator[str]:
     if config.limits.idle_after:
         yield "limits.idle_after: not supported yet; 0 is expected"
 

@@ -15,7 +15,8 @@ from protocol.names import UserName
 from protocol.settings import SettingsError
 from root_helper import accounts, scope
 from root_helper.acl import parse_entry, private_acl
-from root_helper.config import HelperConfig, read_msgq
+from root_helper.config import HelperConfig
+from root_helper.config_file import read_msgq
 from root_helper.directories import Conflict, NotPrepared, ensure_home, ensure_private
 from root_helper.policy import Account, directory_name
 from root_helper.spawn import SpawnError, become_user, environment, fresh_process

@@ -13,8 +13,10 @@ import pika
 import pytest
 
 from broker_listener import properties as p
-from broker_listener.broker import Broker, Delivery, Outcome
+from broker_listener.broker_connections import Broker
 from broker_listener.config import BrokerConfig
+from broker_listener.consuming import Delivery
+from broker_listener.publishing import Outcome
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 
 DEADLINE = 30.0

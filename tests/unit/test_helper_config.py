@@ -14,14 +14,9 @@ from types import MappingProxyType
 import pytest
 
 from protocol.settings import SettingsError
-from root_helper.config import (
-    GroupLimit,
-    HelperConfig,
-    config_faults,
-    load,
-    read_msgq,
-    trusted_directory_faults,
-)
+from root_helper.config import GroupLimit, HelperConfig
+from root_helper.config_file import config_faults, load, read_msgq
+from root_helper.trusted_files import trusted_directory_faults
 
 EXAMPLE = Path(__file__).parents[2] / "etc" / "helper.toml"
 URL = "amqp://knime-executor:s3cret@127.0.0.1:5672/%2F"
@@ -350,7 +345,7 @@ def test_a_link_to_itself_and_a_file_are_no_directory(place: Path) -> None:
 def host(place: Path, loaded: Load, monkeypatch: pytest.MonkeyPatch) -> HelperConfig:
     """Give a configuration whose directories, program and credential are there and right."""
     (place / "pam").touch()
-    monkeypatch.setattr("root_helper.config.SERVICE_FILE", str(place / "pam"))
+    monkeypatch.setattr("root_helper.config_file.SERVICE_FILE", str(place / "pam"))
     for name in ("knime", "workspaces", "temp", "run", "home", "log"):
         (place / name).mkdir(mode=0o755)
     program = place / "knime" / "knime"
@@ -375,7 +370,7 @@ def host(place: Path, loaded: Load, monkeypatch: pytest.MonkeyPatch) -> HelperCo
 
 def test_a_host_without_the_pam_service_has_a_fault(host: HelperConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """PAM would silently ask the stack `other` instead."""
-    monkeypatch.setattr("root_helper.config.SERVICE_FILE", "/etc/pam.d/none-of-this-name")
+    monkeypatch.setattr("root_helper.config_file.SERVICE_FILE", "/etc/pam.d/none-of-this-name")
     (fault,) = config_faults(host)
     assert fault.startswith("/etc/pam.d/none-of-this-name: is missing")
 
@@ -450,7 +445,7 @@ def test_the_credential_of_systemd_is_read_where_the_configuration_names_no_file
     (place / "executor-msgq").chmod(0o400)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(place))
     assert read_msgq(config) == URL
-    monkeypatch.setattr("root_helper.config.MSGQ_FILE", f"{place}/fallback")
+    monkeypatch.setattr("root_helper.config_file.MSGQ_FILE", f"{place}/fallback")
     (place / "executor-msgq").rename(place / "fallback")
     assert read_msgq(config) == URL
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
