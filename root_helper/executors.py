@@ -1,7 +1,8 @@
 """Who runs what: the registry of executors, the state files that a restarted helper adopts from, facts from /proc.
 
 An executor is a process with this pid, this start time, on this boot, with this uid, never a name. The state files
-stand in a directory that only root can write; what is in them is checked against the kernel all the same.
+stand in a directory that only root can write; what is in them is checked against the kernel all the same. Where they
+are damaged or gone, systemd's record of the scopes says the same.
 """
 
 import contextlib
@@ -10,13 +11,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Final, NamedTuple
 
 from root_helper import scope
 
 _FORKNOEXEC: Final = 0x40  # PF_FORKNOEXEC, include/linux/sched.h: forked, has not executed anything yet
 _MAX_STATE: Final = 4096
+_TYPES: Final = (str, str, int, int, int, str, float, int | None, str | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,13 @@ def uid_of(pid: int) -> int | None:
         return None
     uids = {int(uid) for uid in line.split()[1:]}
     return uids.pop() if len(uids) == 1 else None
+
+
+def scope_facts(user: str, os_user: str, uid: int) -> dict[str, object]:
+    """Give what this process's scope shall say of it: what it takes to know the executor again."""
+    pid = os.getpid()
+    stat = stat_of(pid)
+    return {"user": user, "os_user": os_user, "uid": uid, "pid": pid, "start_time": stat.start_time if stat else 0}
 
 
 def members(executor: Executor) -> list[int]:
@@ -174,7 +183,9 @@ class Registry:
 
     def adopt(self, ended: Callable[[Executor], None]) -> None:
         """Take over what an earlier helper started; ``ended`` is called for each that ended in between."""
-        for executor in self._saved():
+        for executor in (*self._saved(), *self._in_scopes()):
+            if executor.user in self.by_user or executor.user in self.leaving:
+                continue
             try:
                 pidfd = os.pidfd_open(executor.pid)
             except OSError:  # it is gone, or its pid is a thread's by now
@@ -199,7 +210,15 @@ class Registry:
                 continue
             with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory), "rb") as file:
                 text = file.read(_MAX_STATE)
-            with contextlib.suppress(ValueError, TypeError):  # damaged: nothing to adopt from
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: there is the scope
                 executor = Executor(**json.loads(text))
-                if executor.user == name:
+                if executor.user == name and all(map(isinstance, astuple(executor), _TYPES)):
                     yield executor
+
+    def _in_scopes(self) -> Iterator[Executor]:
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for (unit, cgroup), facts in scope.recorded():
+            with contextlib.suppress(ValueError, KeyError):  # a scope that no helper made
+                uid, pid, ticks = (int(facts[key]) for key in ("uid", "pid", "start_time"))
+                since = booted + ticks / os.sysconf("SC_CLK_TCK")
+                yield Executor(facts["user"], facts["os_user"], uid, pid, ticks, self._boot_id, since, cgroup, unit)

@@ -1,13 +1,15 @@
 """systemd's scopes: each executor in a cgroup of its own, outside the helper's unit, so that it outlives both daemons.
 
 It trusts PID 1 and the system bus. A unit's name is built here from a directory's name, escaped; the one method that
-is called starts one kind of unit, for the calling process.
+is called starts one kind of unit, for the calling process. Who runs in a scope stands in its description, which PID 1
+keeps: a helper that lost its state files adopts from there.
 """
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +18,8 @@ from root_helper.bus import BusError, call
 _MANAGER: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _CGROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # unified, or hybrid
 _SLICE: Final = "knime-executors.slice"
+_TRANSIENT: Final = Path("/run/systemd/transient")  # systemd.unit(5), unit file load path
+_DESCRIPTION: Final = "KNIME Executor "
 _LIMITS: Final = {
     "memory_max": "MemoryMax",
     "memory_high": "MemoryHigh",
@@ -43,15 +47,20 @@ def systemd_is_there() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def enter(unit: str, mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]) -> Scope | None:
+def enter(
+    unit: str, facts: Mapping[str, object], mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]
+) -> Scope | None:
     """Move this process into a scope of its own and give it; None where no systemd runs. ``stop_grace`` in seconds.
+
+    ``facts`` say who runs in it, in words without blanks and "=": ``recorded`` gives them back.
 
     Raises:
         ScopeUnavailable: systemd or the bus did not do it.
     """
     if not systemd_is_there():
         return None
-    properties = _properties(mounts, stop_grace, limits)
+    description = _DESCRIPTION + " ".join(f"{key}={value}" for key, value in facts.items())
+    properties = _properties(description, mounts, stop_grace, limits)
     deadline = time.monotonic() + _PATIENCE
     while (said := _start(unit, properties)) is not None:
         if "already" not in said or time.monotonic() > deadline:
@@ -62,6 +71,15 @@ def enter(unit: str, mounts: Sequence[str], stop_grace: float, limits: Mapping[s
             raise ScopeUnavailable(f"{unit}: the process was not moved into it")
         _pause()
     return Scope(unit, _directory(path).stat().st_ino)
+
+
+def recorded() -> Iterator[tuple[Scope, dict[str, str]]]:
+    """Give every scope below the slice, with the facts that were told when it was entered."""
+    for directory in _directory(f"/knime.slice/{_SLICE}").glob("knime-executor-*.scope"):
+        with contextlib.suppress(OSError, ValueError):  # it ended meanwhile, or the helper did not make it
+            text = (_TRANSIENT / directory.name).read_text(encoding="utf-8")
+            facts = text.partition(f"\nDescription={_DESCRIPTION}")[2].partition("\n")[0]
+            yield Scope(directory.name, directory.stat().st_ino), dict(word.split("=") for word in facts.split())
 
 
 def unit_name(directory_name: str) -> str:
@@ -94,12 +112,14 @@ def _directory(path: str) -> Path:
     return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), _CGROUPS[0])
 
 
-def _properties(mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]) -> list[tuple[str, ...]]:
+def _properties(
+    description: str, mounts: Sequence[str], stop_grace: float, limits: Mapping[str, int]
+) -> list[tuple[str, ...]]:
     """Give the scope's properties as busctl(1) takes them: name, signature, values."""
     return [
         ("PIDs", "au", "1", str(os.getpid())),
         ("Slice", "s", _SLICE),
-        ("Description", "s", "KNIME Executor of one user"),
+        ("Description", "s", description),
         ("KillMode", "s", "control-group"),
         ("CollectMode", "s", "inactive-or-failed"),
         ("TimeoutStopUSec", "t", str(int(stop_grace * 1e6))),

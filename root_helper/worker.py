@@ -18,6 +18,7 @@ from root_helper.acl import parse_entry, private_acl
 from root_helper.config import HelperConfig
 from root_helper.config_file import read_msgq
 from root_helper.directories import Conflict, NotPrepared, ensure_home, ensure_private
+from root_helper.executors import scope_facts
 from root_helper.policy import Account, directory_name
 from root_helper.spawn import SpawnError, become_user, environment, fresh_process
 
@@ -82,7 +83,8 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
     program = _program(task, account, name, config)
     limits = _limits_of(account, config)
     mounts = (config.executor.workspaces, config.executor.temp)
-    own_scope = scope.enter(scope.unit_name(name), mounts, config.limits.stop_grace, limits)
+    facts = scope_facts(task.user, account.name, account.uid)
+    own_scope = scope.enter(scope.unit_name(name), facts, mounts, config.limits.stop_grace, limits)
     become_user(account, workspace, limits, f"knime-executor-{name}")
     unit, cgroup = own_scope or (None, None)
     _tell(report, at="ready", os_user=account.name, uid=account.uid, scope=unit, cgroup=cgroup)
