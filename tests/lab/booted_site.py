@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import pika
 
+from protocol.codec import decode_reply
+from protocol.messages import ExecutorEntry, Executors
 from tests.lab.broker_node import broker_accounts, definitions
 from tests.lab.ldap import Directory
 from tests.lab.machine import Machine
@@ -77,6 +79,7 @@ class BootedSite:
         """Be KNIME Server no longer."""
         if self._server is not None:
             self._server.close()
+            self._server = None
 
     def wait_until_served(self, seconds: float = 20.0) -> None:
         """Wait until the listener consumes the queue."""
@@ -141,12 +144,35 @@ class BootedSite:
 
     def executors(self) -> dict[str, list[int]]:
         """Give the pids in each scope below the slice, by the scope's name."""
-        text = self.machine.run("sh", "-c", f"grep -s . {_SLICE_CGROUP}/*/cgroup.procs 2>/dev/null || true")
+        text = self.machine.run("sh", "-c", f"grep -H . {_SLICE_CGROUP}/*/cgroup.procs 2>/dev/null || true")
         found: dict[str, list[int]] = {}
         for line in text.splitlines():
             path, _, pid = line.rpartition(":")
             found.setdefault(Path(path).parent.name, []).append(int(pid))
         return found
+
+    def ask_helper(self, **request: object) -> str:
+        """Ask the helper on the operators' socket, as root; give its reply."""
+        frame = json.dumps({"v": 1, "id": "test", **request})
+        return self.machine.run("/usr/bin/python3", "-c", _ASK, frame)
+
+    def listed(self) -> list[ExecutorEntry]:
+        """Give all executors that the helper knows."""
+        entries: list[ExecutorEntry] = []
+        after: str | None = ""
+        while after is not None:
+            reply = decode_reply(self.ask_helper(op="list", after=after).encode("ascii"))
+            assert isinstance(reply, Executors)
+            entries += reply.executors
+            after = reply.next
+        return entries
+
+    def reboot(self) -> None:
+        """Power off, boot, connect again."""
+        self.disconnect()
+        self.machine.reboot()
+        self.connect()
+        self.wait_until_served()
 
     def audit(self, user: str | None = None) -> list[dict[str, Any]]:
         """Give the audit records, of one user or of all."""
@@ -155,25 +181,25 @@ class BootedSite:
         return [record for record in records if user is None or record["user"] == user]
 
     def restore(self) -> None:
-        """End all executors, take changes back, empty the queues, and see to it that everything runs."""
+        """Take changes back, end all executors, empty the queues, and see to it that everything runs."""
+        self.systemctl("stop", LISTENER)
         for unit in self._drop_ins:
             (self.machine.root / f"etc/systemd/system/{unit}.d/test.conf").unlink()
-        self._changed |= self._drop_ins
-        if self._drop_ins:
-            self.machine.run("systemctl", "daemon-reload")
         self._write_configuration()
         self._write_credentials()
         self.configure_knime()
-        for name in ("knime-jobs", "knime-jobs.parked"):
-            self._purge(name)
         self.machine.run("sh", "-c", f"test ! -e {_SLICE_CGROUP} || echo 1 > {_SLICE_CGROUP}/cgroup.kill")
-        if self._changed:
-            self.machine.run("systemctl", "restart", *sorted(self._changed))
-        self._drop_ins, self._changed = set(), set()
-        self.machine.run("systemctl", "start", "dbus.socket", "dbus.service", "slapd", "sssd", HELPER, LISTENER)
         wait_for(lambda: not self.executors(), 10, "the end of all executors")
+        self.connect()
+        for queue in ("knime-jobs", "knime-jobs.parked"):
+            self.server.channel.queue_purge(queue)
+        if self._drop_ins:
+            self.systemctl("daemon-reload")
+        if self._changed | self._drop_ins:
+            self.systemctl("restart", *sorted(self._changed | self._drop_ins))
+        self._drop_ins, self._changed = set(), set()
+        self.systemctl("start", "dbus.socket", "dbus.service", "slapd", "sssd", HELPER, LISTENER)
         self.wait_until_served()
-        self.server.further_results(0.05)
 
     def _configure(self, name: str, unit: str, tables: Mapping[str, Mapping[str, object]]) -> None:
         self._changed.add(unit)
@@ -210,10 +236,15 @@ class BootedSite:
     def _declared(self, queue: str) -> Any:
         return self.server.channel.queue_declare(queue, passive=True).method
 
-    def _purge(self, queue: str) -> None:
-        self.server.channel.queue_purge(queue)
 
-
+_ASK: Final = """\
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.settimeout(5)
+s.connect("/run/knime-peruser/operator.sock")
+s.send(sys.argv[1].encode())
+print(s.recv(4096).decode(), end="")
+"""
 _RABBITMQ: Final = f"""\
 listeners.tcp.1 = 127.0.0.1:{_PORT}
 load_definitions = /etc/rabbitmq/definitions.json

@@ -87,6 +87,10 @@ class Machine:
             finally:
                 _enter_network(own.fileno())
 
+    def cgroup(self, path: str) -> Path:
+        """Give the directory of a cgroup of the machine, as the host sees it: with the host's pids."""
+        return self._own_cgroup() / "payload" / path.lstrip("/")
+
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file of the machine as root."""
         target = self.root / path.lstrip("/")

@@ -1,8 +1,14 @@
 """From boot to a user's first job: uid, groups, home, workspace, cgroup, journal; limits; many at once."""
 
-from tests.lab.access import acls, owner_and_mode
-from tests.lab.booted_site import BootedSite
-from tests.lab.ldap import EVERYBODY, uid
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from tests.lab.access import acls
+from tests.lab.booted_site import HELPER, BootedSite
+from tests.lab.ldap import ANALYSTS, EVERYBODY, uid
+from tests.lab.processes import wait_for
 
 
 def test_from_boot_to_the_first_job_of_a_user_of_the_directory_who_has_no_home(site: BootedSite) -> None:
@@ -15,7 +21,74 @@ def test_from_boot_to_the_first_job_of_a_user_of_the_directory_who_has_no_home(s
     assert report["gids"] == [EVERYBODY[1]] * 4
     assert report["groups"] == [EVERYBODY[1]]
     assert report["cgroup"].splitlines()[-1].endswith(f"/knime.slice/knime-executors.slice/knime-executor-{user}.scope")
+    assert site.executors().keys() == {f"knime-executor-{user}.scope"}
     assert (home.stat().st_uid, home.stat().st_mode & 0o7777) == (uid(user), 0o700)
-    assert owner_and_mode(workspace).endswith(" 0700")
+    assert (workspace.stat().st_uid, workspace.stat().st_mode & 0o7777) == (uid(user), 0o700)
     assert acls(workspace) == ("", "u::rwx g::--- o::---")
     assert report["may"] == {path: ["read", "write", "search"] for path in (f"/home/{user}", f"/srv/knime/temp/{user}")}
+
+
+def test_the_first_line_that_an_executor_writes_is_in_the_journal_under_its_own_scope(site: BootedSite) -> None:
+    """And none of them under the helper's unit."""
+    (user,) = site.fresh_users(1)
+    site.job(user)
+    tag = f"SYSLOG_IDENTIFIER=knime-executor-{user}"
+    wait_for(lambda: site.machine.journal(tag), 5, "the executor's first line")
+    first = site.machine.journal(tag)[0]
+    assert first["MESSAGE"] == f"executor of {user} is ready"
+    assert (first["_SYSTEMD_UNIT"], first["_UID"]) == (f"knime-executor-{user}.scope", str(uid(user)))
+    assert site.machine.journal(tag, f"_SYSTEMD_UNIT={HELPER}") == []
+
+
+def test_limits_of_all_and_of_the_first_group_are_those_of_the_scope(site: BootedSite) -> None:
+    limits = {"memory_max": "2G", "cpu_weight": 50, "tasks_max": 500, "nofile": 4096, "core": 0}
+    groups = [{"group": ANALYSTS[0], "memory_max": "4G", "io_weight": 20}]
+    site.configure_helper(executor={"limits": limits, "group_limits": groups})
+    user, analyst = site.fresh_users(1)[0], next(name for name in site.directory.names[200:] if name.endswith("0"))
+    reports = site.jobs_of([user, analyst], report="full")
+    names = ("MemoryMax", "CPUWeight", "TasksMax", "IOWeight", "KillMode", "TimeoutStopUSec", "CollectMode")
+    shown = {name: [site.show(f"knime-executor-{name}.scope", key) for key in names] for name in (user, analyst)}
+    rest = ["control-group", "1min", "inactive-or-failed"]
+    assert shown[user] == [str(2 << 30), "50", "500", "[not set]", *rest]
+    assert shown[analyst] == [str(4 << 30), "50", "500", "20", *rest]
+    assert ANALYSTS[1] in reports[analyst]["groups"]
+    wanted = {"Max open files": ["4096", "4096"], "Max core file size": ["0", "0"]}
+    for report in reports.values():
+        text = site.machine.run("cat", f"/proc/{report['pid']}/limits")
+        lines = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
+        assert {key: lines[key] for key in wanted} == wanted
+
+
+def test_of_a_hundred_starts_at_once_every_executor_is_only_ever_in_its_own_scope(site: BootedSite) -> None:
+    """Looked at all the time: no executor's scope ever holds a process of somebody else."""
+    users = site.directory.names[100:200]
+    uids: dict[str, set[int]] = {}
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.02):
+            for scope, owner in _owners(site):
+                uids.setdefault(scope, set()).add(owner)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        reports = site.jobs_of(users, seconds=90, report="full")
+    finally:
+        done.set()
+        looking.join()
+    # root is the worker itself, which enters its scope just before it becomes the user
+    assert {scope: found - {0} for scope, found in uids.items()} == {
+        f"knime-executor-{user}.scope": {uid(user)} for user in users
+    }
+    assert {user: report["uids"][0] for user, report in reports.items()} == {user: uid(user) for user in users}
+    assert all(f"/knime-executor-{user}.scope\n" in report["cgroup"] for user, report in reports.items())
+
+
+def _owners(site: BootedSite) -> Iterator[tuple[str, int]]:
+    """Give each scope with the real uid of each of its processes, as the host sees them."""
+    for scope in site.machine.cgroup("knime.slice/knime-executors.slice").glob("*.scope"):
+        with suppress(OSError):  # it ended meanwhile
+            for pid in (scope / "cgroup.procs").read_text(encoding="ascii").split():
+                status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+                yield scope.name, int(status.partition("\nUid:")[2].split(maxsplit=1)[0])
