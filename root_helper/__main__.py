@@ -20,15 +20,18 @@ from root_helper.audit import AuditLog, AuditUnavailable
 from root_helper.config import HelperConfig
 from root_helper.config_file import config_faults, load
 from root_helper.gateway import Gateway
+from root_helper.log import log_to
 from root_helper.loop import Loop
 from root_helper.policy import directory_name, os_user_of
 from root_helper.scope import systemd_is_there, unit_name
 from root_helper.server import Server
+from root_helper.spawn import allow_descriptors
 from root_helper.supervisor import Supervisor
 
 _log: Final = logging.getLogger("helper")
 _CONFIGURATION: Final = 2
 _LOCK_HELD: Final = 75
+_SPARE_DESCRIPTORS: Final = 512  # beside a pidfd for each executor: workers, sockets, files
 _NO_AUDIT_LOG: Final = 1
 """Not a fault of the configuration, after which nobody would start us again: a full disk passes."""
 _DESCRIPTION: Final = """\
@@ -78,7 +81,8 @@ def main() -> None:
 
 
 def _serve(config: HelperConfig) -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to(sys.stderr.fileno())
+    allow_descriptors(config.limits.max_executors + _SPARE_DESCRIPTORS)
     run_directory = os.path.dirname(config.socket.path)
     lock = os.open(os.path.join(run_directory, "helper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -4,16 +4,21 @@ It trusts nothing that it is told beyond what it says: policy.py decides what an
 not be answered is ``Undecided``, never "no such user": a directory that is down must cost nobody a job.
 """
 
+import ctypes
+import errno
 import grp
 import os
 import pwd
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from protocol.messages import RefusedReason
 from protocol.names import UserName
 from root_helper import pam, sssd
 from root_helper.config import HelperConfig
 from root_helper.policy import Account, Rules, refusal
+
+_libc: Final = ctypes.CDLL(None)
 
 
 class Undecided(Exception):
@@ -52,11 +57,10 @@ def account_of(name: UserName) -> Account | None:
     """
     try:
         entry = pwd.getpwnam(name)
-        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     except KeyError:
+        _must_be_absent("getpwnam_r", name)
         return None
-    except OSError as error:
-        raise Undecided(f"NSS look-up of {name}: {error.strerror}") from error
+    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     unsigned = tuple(sorted({gid % 2**32 for gid in (entry.pw_gid, *groups)}))  # gid_t is unsigned, getgrouplist's int
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid % 2**32, unsigned, entry.pw_dir, entry.pw_shell)
 
@@ -88,9 +92,8 @@ def group_id(name: str) -> int | None:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
+        _must_be_absent("getgrnam_r", name)
         return None
-    except OSError as error:
-        raise Undecided(f"NSS look-up of group {name}: {error.strerror}") from error
 
 
 def user_ids(name: str) -> tuple[int, int] | None:
@@ -100,6 +103,19 @@ def user_ids(name: str) -> tuple[int, int] | None:
     except KeyError:
         return None
     return entry.pw_uid, entry.pw_gid
+
+
+def _must_be_absent(look_up: str, name: str) -> None:
+    """Ask once more, for the status: pwd and grp raise KeyError for whatever NSS answers, also when it is down.
+
+    Raises:
+        Undecided: the answer was an error, or there is such an entry by now.
+    """
+    record, text, found = ctypes.create_string_buffer(256), ctypes.create_string_buffer(2**16), ctypes.c_void_p()
+    size = ctypes.c_size_t(len(text))
+    status = getattr(_libc, look_up)(name.encode(), record, text, size, ctypes.byref(found))
+    if status not in {0, errno.ENOENT} or found:  # getpwnam_r(3); other words for "absent" count as "not decided"
+        raise Undecided(f"NSS look-up of {name}: {os.strerror(status) if status else 'it is there by now'}")
 
 
 def _own_uids(config: HelperConfig) -> frozenset[int]:

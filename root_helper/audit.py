@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from protocol.record import FIRST_PREV, Event, sealed
@@ -20,6 +21,7 @@ _ANCHOR_RECORDS: Final = 1000
 _ANCHOR_SECONDS: Final = 600.0
 _SUMMARY_SECONDS: Final = 60.0
 _LONGEST_RECORD: Final = 8192
+_MOST_OWED: Final = 1000
 _log: Final = logging.getLogger("audit")
 T = TypeVar("T")
 
@@ -40,7 +42,8 @@ class AuditLog:
         self._path, self._rotate_size, self._keep = path, rotate_size, keep_days * 86400
         self._adm, self._host = adm, host
         self._seq, self._prev, self._first = 0, FIRST_PREV, 1
-        self._owed: deque[Event] = deque(maxlen=1000)
+        self._owed: deque[tuple[float, Event]] = deque()
+        self._lost = 0
         self._bounds, self._summary_due = {"refused_peer": Bound(), "": Bound()}, 0.0
         self._anchored, self._anchor_due = 0, 0.0
         self._file = self._guarded(lambda: self._opened(self._path))
@@ -61,9 +64,15 @@ class AuditLog:
         try:
             return self.record(event)
         except AuditUnavailable as error:
-            self._owed.append(event)
+            self._owe(event)
             _log.error("an end is kept in memory user=%s: %s", event.user, error)
-            return self._seq + 1
+            return self._seq + len(self._owed)
+
+    def _owe(self, event: Event) -> None:
+        if len(self._owed) >= _MOST_OWED:
+            self._owed.popleft()
+            self._lost += 1
+        self._owed.append((time.time(), event))
 
     def note(self, event: Event, now: float) -> None:
         """Write what a caller can cause at will, within the bound; the rest is counted. ``now``: monotonic seconds."""
@@ -96,8 +105,13 @@ class AuditLog:
 
     def _write_owed(self) -> None:
         while self._owed:
-            self._guarded(lambda: self._write(self._owed[0]))
+            at, event = self._owed[0]
+            self._guarded(partial(self._write, event, at))
             self._owed.popleft()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            reason = f"ends_not_kept={lost}"
+            self._guarded(partial(self._write, Event(event="suppressed", reason=reason)))
 
     def _guarded(self, step: Callable[[], T]) -> T:
         try:
@@ -148,11 +162,11 @@ class AuditLog:
         ends = [entry.removeprefix(f"{name}.") for entry in os.listdir(directory) if entry.startswith(f"{name}.")]
         return [int(end) for end in ends if end.isdigit()]
 
-    def _write(self, event: Event) -> int:
+    def _write(self, event: Event, at: float | None = None) -> int:
         if self._size >= self._rotate_size:
             self._rotate()
         self._check_file()
-        line, digest = sealed(event, seq=self._seq + 1, prev=self._prev, time=time.time(), host=self._host)
+        line, digest = sealed(event, seq=self._seq + 1, prev=self._prev, time=at or time.time(), host=self._host)
         written = os.write(self._file, line)
         if written != len(line):
             os.ftruncate(self._file, self._size)
@@ -172,8 +186,12 @@ class AuditLog:
         self._check_file()
         os.fdatasync(self._file)
         new = self._opened(f"{self._path}.new")
-        os.rename(self._path, f"{self._path}.{self._first}")
-        os.rename(f"{self._path}.new", self._path)
+        try:
+            os.rename(self._path, f"{self._path}.{self._first}")
+            os.rename(f"{self._path}.new", self._path)
+        except OSError:
+            os.close(new)
+            raise
         os.close(self._file)
         self._file, self._first, self._size = new, self._seq + 1, 0
         self._anchor()

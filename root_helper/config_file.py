@@ -59,9 +59,12 @@ def config_faults(config: HelperConfig) -> list[str]:
     faults += [f"executor.home: {fault}" for fault in trusted_program_faults(os.path.join(executor.home, "knime"))]
     if not os.path.exists(SERVICE_FILE):
         faults.append(f"{SERVICE_FILE}: is missing, PAM would ask the stack `other`: install systemd/knime-peruser.pam")
+    msgq = _msgq_path(config)
     try:
-        with opened_root_owned(_msgq_path(config), others_may_read=False):
-            pass
+        with opened_root_owned(msgq, others_may_read=False) as descriptor:
+            if os.fstat(descriptor).st_size < len("amqp://h"):  # the unit's "-": systemd found no file
+                why = f"write it into {MSGQ_FILE}, root's and mode 0600, and restart the helper"
+                faults.append(f"executor.msgq_file: {msgq}: there is no broker URL in it: {why}")
     except SettingsError as error:
         faults += [f"executor.msgq_file: {fault}" for fault in error.faults]
     return faults

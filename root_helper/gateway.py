@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from protocol.messages import MAX_REQUEST
 from protocol.record import Peer
-from root_helper.spawn import become, end_with, no_new_privileges
+from root_helper.spawn import become, end_with, fresh_process, no_new_privileges
 
 _GATE: Final = str(Path(__file__).with_name("gate.py"))
 _HEADER: Final = struct.Struct("=cIIIB")
@@ -47,8 +47,10 @@ class Gateway:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)  # the lock is held: it is a left-over
         umask = os.umask(0o117)
-        listening.bind(self._path)
-        os.umask(umask)
+        try:
+            listening.bind(self._path)
+        finally:
+            os.umask(umask)
         # PRIVILEGED: the socket's directory is root's and not writable by others, so the path is what was bound.
         os.chown(self._path, 0, self._listener[1])
         listening.listen(128)
@@ -56,26 +58,33 @@ class Gateway:
         self._listening = listening.detach()
 
     def start(self) -> None:
-        """Fork the gate and execute it anew, so that none of root's memory goes along."""
-        self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.channel.setblocking(False)
+        """Fork the gate and execute it anew, so that none of root's memory goes along.
+
+        Raises:
+            OSError: there is no process or descriptor left.
+        """
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.setblocking(False)
         # PRIVILEGED: the child drops to the gate's account before it executes anything.
-        parent, self.pid = os.getpid(), os.fork()
-        if self.pid == 0:
+        parent, pid = os.getpid(), os.fork()
+        if pid == 0:
             self._execute(far, parent)
         far.close()
-        self.pidfd = os.pidfd_open(self.pid)
+        self.channel, self.pid, self.pidfd = near, pid, os.pidfd_open(pid)
 
     def _execute(self, far: socket.socket, parent: int) -> None:
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            fresh_process(keep=(self._listening, far.fileno()))
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            for stream in (0, 1, 2):  # no terminal of root's, no log that it could forge a line in
+                os.dup2(null, stream)
             for limit, value in _RLIMITS:
                 resource.setrlimit(limit, (value, value))
             # PRIVILEGED: gives root up for good.
             become(*self._gate, ())
             no_new_privileges()
             end_with(parent)
-            descriptors = [os.dup(self._listening), os.dup(far.fileno())]
+            descriptors = [self._listening, far.fileno()]
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)
             arguments = [sys.executable, "-I", _GATE, *map(str, descriptors), str(self._listener[0])]
@@ -83,19 +92,22 @@ class Gateway:
         finally:
             os._exit(127)
 
-    def ended(self) -> int:
-        """Reap the gate that died and close what led to it; give its status."""
+    def reaped(self) -> int | None:
+        """Reap the gate that died and close what led to it; give its status, None while a tracer holds on to it."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
+            return None
         self.channel.close()
         os.close(self.pidfd)
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self.pid = 0
-        return status
+        return os.waitstatus_to_exitcode(status)
 
     def kill(self, pid: int) -> None:
         """End the gate, if it still is the one with this pid."""
         if pid and pid == self.pid:
-            # PRIVILEGED: the gate has an account of its own; known by its pidfd, it can be nobody else.
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # PRIVILEGED: the gate has an account of its own; known by its pidfd, it can be nobody else.
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def socket_is_there(self) -> bool:
         """Tell whether the path still names the bound socket."""
@@ -106,9 +118,14 @@ class Gateway:
         return stat.S_ISSOCK(status.st_mode) and status.st_ino == self._inode
 
     def bind_again(self) -> None:
-        """Bind a socket file that vanished; the gate that serves the old one is ended and restarts on the new."""
-        os.close(self._listening)
+        """Bind a socket file that vanished; the gate that serves the old one is ended and restarts on the new.
+
+        Raises:
+            OSError: it could not be bound; the old one is as it was.
+        """
+        old = self._listening
         self._bind()
+        os.close(old)
         self.kill(self.pid)
 
     def receive(self) -> Datagram | None:
@@ -127,7 +144,8 @@ class Gateway:
             return Datagram(Peer(*self._gate, self.pid), b"", b"")
         kind, uid, gid, pid, length = _HEADER.unpack_from(datagram)
         identity, frame = datagram[_HEADER.size :][:length], datagram[_HEADER.size + length :]
-        return Datagram(Peer(uid, gid, pid), identity, None if kind == b"S" else frame)
+        stranger = kind == b"S" or uid != self._listener[0]  # the gate's word; it may not name somebody else as asking
+        return Datagram(Peer(uid, gid, pid), identity, None if stranger else frame)
 
     def send(self, identity: bytes, frame: bytes) -> None:
         """Answer through the gate; with a gate that does not read, the reply is lost and will be asked for again."""

@@ -12,6 +12,7 @@ QUICK_DEATH: Final = 10.0
 _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 60.0
 _MINUTE: Final = 60.0
+_MOST_WAITS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -60,6 +61,8 @@ class BackOff:
         last, _ = self._waits.get(user, (0.0, 0.0))
         pause = min(max(_FIRST_WAIT, last * 2), _LONGEST_WAIT)
         self._waits[user] = (pause, now + pause)
+        if len(self._waits) > _MOST_WAITS:
+            self._waits = {name: wait for name, wait in self._waits.items() if wait[1] > now}
 
     def wait(self, user: str, now: float) -> float:
         """Give the seconds that the user still has to wait."""

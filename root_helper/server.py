@@ -24,7 +24,7 @@ from root_helper.supervisor import Supervisor
 _FRAMES_A_ROUND: Final = 8
 _MAX_PEERS: Final = 8
 _MAX_OPERATORS: Final = 8
-_TICK: Final = 5.0
+_TICK: Final = min(5.0, int(os.environ.get("WATCHDOG_USEC", "10000000")) / 2e6)  # half of it: sd_watchdog_enabled(3)
 _LONGEST_GATE_PAUSE: Final = 1.0
 _LAST_WORDS: Final = 0.2
 _log: Final = logging.getLogger("server")
@@ -115,13 +115,25 @@ class Server:
         """Run the gate again, at once the first time and with a growing pause after; it lives, it is forgiven."""
         self._loop.forget(self._gateway.channel.fileno())
         self._loop.forget(self._gateway.pidfd)
-        _log.error("the gate ended status=%d; it is started again", self._gateway.ended())
         self._identities.clear()
+        self._bury_gate()
+
+    def _bury_gate(self) -> None:
+        status = self._gateway.reaped()
+        if status is None:
+            self._loop.after(_LONGEST_GATE_PAUSE, self._bury_gate)
+            return
+        _log.error("the gate ended status=%d; it is started again (1: is pyzmq there?)", status)
         self._loop.after(self._gate_pause, self._restart_gate)
         self._gate_pause = min(self._gate_pause * 2, _LONGEST_GATE_PAUSE)
 
     def _restart_gate(self) -> None:
-        self._gateway.start()
+        try:
+            self._gateway.start()
+        except OSError as error:
+            _log.error("the gate cannot be started, it is tried again: %s", error.strerror)
+            self._loop.after(_LONGEST_GATE_PAUSE, self._restart_gate)
+            return
         self._watch_gate()
 
     def _tick(self) -> None:
@@ -129,7 +141,8 @@ class Server:
         self._gate_pause = max(0.05, self._gate_pause / 2)
         if not self._gateway.socket_is_there():
             _log.error("the socket file is gone; it is bound again")
-            self._gateway.bind_again()
+            with contextlib.suppress(OSError):  # its directory is gone, too: tried again at the next tick
+                self._gateway.bind_again()
         _say("WATCHDOG=1")
         self._loop.after(_TICK, self._tick)
 
@@ -145,7 +158,13 @@ class Server:
         self._loop.watch(listening.fileno(), lambda: self._accept(listening))
 
     def _accept(self, listening: socket.socket) -> None:
-        connection, _ = listening.accept()
+        try:
+            connection, _ = listening.accept()
+        except OSError as error:
+            _log.error("an operator's connection is left waiting: %s", error.strerror)
+            self._loop.forget(listening.fileno())
+            self._loop.after(1.0, lambda: self._loop.watch(listening.fileno(), lambda: self._accept(listening)))
+            return
         peer = Peer(*_peer_credentials(connection))
         if peer.uid != 0 or len(self._operators) >= _MAX_OPERATORS:
             now = time.monotonic()

@@ -24,6 +24,7 @@ _SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219}
 _JOURNAL: Final = "/run/systemd/journal/stdout"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _RLIMITS: Final = {"nofile": resource.RLIMIT_NOFILE, "core": resource.RLIMIT_CORE}
+_OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,12 +73,19 @@ def end_with(parent: int) -> None:
         os._exit(0)
 
 
+def allow_descriptors(number: int) -> None:
+    """Raise this process's own soft limit; what is started gets the limit back that this process was given."""
+    soft, hard = _OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+
+
 def fresh_process(keep: Sequence[int]) -> None:
     """Drop what a process inherits from the supervisor: descriptors, signal handling, session, priority."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in keep:
             with contextlib.suppress(OSError):  # the descriptor that listed them is gone by now
                 os.close(int(name))
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     os.setsid()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is not None:

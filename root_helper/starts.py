@@ -5,10 +5,7 @@ disk. What a worker says is believed of its own process only; what it does not s
 """
 
 import contextlib
-import json
 import logging
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from root_helper.config import HelperConfig
 from root_helper.executors import Executor, Registry, stat_of, uid_of
 from root_helper.limits import Rates
 from root_helper.loop import Loop
+from root_helper.worker_process import WorkerProcess
 
 Answer = Callable[[Reply], None]
 RETRY_AFTER: Final = 5.0
@@ -43,17 +41,13 @@ class Asked:
 
 @dataclass(slots=True)
 class Start:
-    """One start. ``stage``: queued, looking_up, preparing, ready, released, ended (answered, not yet reaped)."""
+    """One start. ``stage``: queued, looking_up, preparing, ready, released, started, ended (not yet reaped)."""
 
     task: worker.Task
     asked: list[Asked]
     began: float
     stage: str = "queued"
-    pid: int = 0
-    pidfd: int = -1
-    report: int = -1
-    go: int = -1
-    said: bytes = b""
+    process: WorkerProcess | None = None
     executor: Executor | None = None
 
 
@@ -74,6 +68,10 @@ class Starts:
     def stuck(self) -> bool:
         """Tell whether so many workers cannot be ended that no new user may be begun with."""
         return sum(start.stage == "ended" for start in self.by_user.values()) >= _MAX_STUCK
+
+    def is_stuck(self, os_user: str) -> bool:
+        """Tell whether a worker of this OS account cannot be ended."""
+        return any(start.stage == "ended" and start.task.os_user == os_user for start in self.by_user.values())
 
     def begin(self, task: worker.Task, asked: Asked) -> None:
         """Record the request and start a worker, or queue behind another one of the same OS account.
@@ -112,36 +110,19 @@ class Starts:
             return
         for start in ready:
             self._advance(start, "released", self.config.limits.prepare_timeout)  # it is the user's to stop by now
-            with contextlib.suppress(BrokenPipeError):  # a worker that died: its pipe tells
-                os.write(start.go, b"G")
+            if start.process:
+                start.process.release()
 
     def _fork(self, start: Start) -> None:
-        opened: list[int] = []
         try:
-            opened += os.pipe()
-            opened += os.pipe()
-            # PRIVILEGED: the child is the worker; it never returns from run().
-            start.pid = os.fork()
+            process = start.process = WorkerProcess(start.task, self.config)
         except OSError as error:
-            self._not_forked(start, opened, error)
+            _log.error("failed user=%s reason=at_capacity: no worker: %s", start.task.user, error.strerror)
+            self._drop(start, FailedReason.AT_CAPACITY)
             return
-        start.report, report, go, start.go = opened
-        if start.pid == 0:
-            worker.run(start.task, self.config, report, go)
-        os.set_blocking(start.report, False)
-        os.close(report)
-        os.close(go)
-        start.pidfd = os.pidfd_open(start.pid)
-        self.loop.watch(start.report, lambda: self._hear(start))
-        self.loop.watch(start.pidfd, lambda: self._reap(start))
+        self.loop.watch(process.report, lambda: self._hear(start, process))
+        self.loop.watch(process.pidfd, lambda: self._reap(start, process))
         self._advance(start, "looking_up", self.config.limits.lookup_timeout)
-
-    def _not_forked(self, start: Start, opened: list[int], error: OSError) -> None:
-        """Say that the host has no process or descriptor left; nothing was begun."""
-        for descriptor in opened:
-            os.close(descriptor)
-        _log.error("failed user=%s reason=at_capacity: no worker: %s", start.task.user, error.strerror)
-        self._drop(start, FailedReason.AT_CAPACITY)
 
     def _drop(self, start: Start, reason: FailedReason) -> None:
         self._answer(start, lambda asked: Failed(asked, reason, RETRY_AFTER), "failed", reason)
@@ -161,24 +142,18 @@ class Starts:
         reason = FailedReason.LOOKUP_TIMEOUT if stage == "looking_up" else FailedReason.PREPARE_FAILED
         self._fail(start, reason, f"the worker was {stage} for too long")
 
-    def _hear(self, start: Start) -> None:
+    def _hear(self, start: Start, process: WorkerProcess) -> None:
         """Take in what the worker says; the end of its pipe is execve, or its death."""
-        chunk = os.read(start.report, 4096)
-        start.said += chunk
-        *lines, start.said = start.said.split(b"\n")
-        for line in lines:
-            self._take(start, json.loads(line))
-        if not chunk or len(start.said) > 4096:
-            self._stop_hearing(start)
+        report = process.report
+        facts = process.heard()
+        if process.report < 0:
+            self.loop.forget(report)
+        for fact in facts:
+            self._take(start, process, fact)
+        if process.report < 0 and start.stage != "ended":
+            self._conclude(start, process)
 
-    def _stop_hearing(self, start: Start) -> None:
-        self.loop.forget(start.report)
-        os.close(start.report)
-        start.report = -1
-        if start.stage != "ended":
-            self._conclude(start)
-
-    def _take(self, start: Start, fact: dict[str, Any]) -> None:
+    def _take(self, start: Start, process: WorkerProcess, fact: dict[str, Any]) -> None:
         if start.stage == "ended":
             return
         if "refused" in fact:
@@ -188,12 +163,12 @@ class Starts:
         elif fact["at"] == "looked_up":
             self._advance(start, "preparing", self.config.limits.prepare_timeout)
         else:
-            self._check_ready(start, fact)
+            self._check_ready(start, process.pid, fact)
 
-    def _check_ready(self, start: Start, facts: dict[str, Any]) -> None:
+    def _check_ready(self, start: Start, pid: int, facts: dict[str, Any]) -> None:
         """Record the start, so that it may execute; or say why this account may not have one more executor."""
-        executor = self.registry.described(start.task.user, start.pid, facts)
-        if executor is None or uid_of(start.pid) != executor.uid:
+        executor = self.registry.described(start.task.user, pid, facts)
+        if executor is None or uid_of(pid) != executor.uid:
             self._fail(start, FailedReason.SPAWN_FAILED, "the worker is not the user that it says it is")
             return
         if reason := self._uid_conflict(executor):
@@ -223,17 +198,19 @@ class Starts:
         limited = self.rates.wait(f"uid:{executor.uid}", time.monotonic(), in_all=False)
         return FailedReason.RATE_LIMITED if limited else None
 
-    def _conclude(self, start: Start) -> None:
+    def _conclude(self, start: Start, process: WorkerProcess) -> None:
         """Tell execve from death: both close the pipe, but only execve clears the kernel's flag."""
-        stat, executor = stat_of(start.pid), start.executor
+        stat, executor = stat_of(process.pid), start.executor
         if executor and stat and start.stage == "released" and stat.executed and stat.start_time == executor.start_time:
-            self._started(start, executor)
+            self._started(start, executor, process)
         else:
             self._fail(start, FailedReason.SPAWN_FAILED, f"the worker died while {start.stage}")
 
-    def _started(self, start: Start, executor: Executor) -> None:
-        self._forget(start)
-        self.adopt(executor, start.pidfd)
+    def _started(self, start: Start, executor: Executor, process: WorkerProcess) -> None:
+        start.stage = "started"  # the registry's from here on: no deadline of the start reaches it any more
+        process.forget()
+        self._leave(start)
+        self.adopt(executor, process.pidfd)
         facts = (executor.os_user, executor.uid, executor.pid, executor.since, executor.cgroup)
         self._answer(start, lambda asked: Started(asked, *facts), "started", None)
 
@@ -252,30 +229,29 @@ class Starts:
         """Answer, and end the worker; its user stays locked until it is gone."""
         self._answer(start, reply, decision, reason)
         start.stage = "ended"
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # PRIVILEGED: the worker's own group (it called setsid), so that mkhomedir_helper ends, too.
-            os.killpg(start.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # PRIVILEGED: and the worker itself, should it not have come to setsid.
-            signal.pidfd_send_signal(start.pidfd, signal.SIGKILL)
+        if start.process:
+            start.process.kill()
 
-    def _reap(self, start: Start) -> None:
+    def _reap(self, start: Start, process: WorkerProcess) -> None:
         """Take leave of a worker that is gone: what it still said counts, then its user is free again."""
         with contextlib.suppress(BlockingIOError):
-            while start.report >= 0:
-                self._hear(start)
-        if start.report >= 0:  # something that it left behind holds the other end
-            self._stop_hearing(start)
-        if start.stage != "ended":
-            return  # it had executed, and is the registry's now
-        self.loop.forget(start.pidfd)
-        os.waitid(os.P_PIDFD, start.pidfd, os.WEXITED)
-        os.close(start.pidfd)
-        self._forget(start)
+            while process.report >= 0:
+                self._hear(start, process)
+        if process.report >= 0:  # something that it left behind holds the other end
+            self.loop.forget(process.report)
+            process.hear_no_more()
+            if start.stage != "ended":
+                self._conclude(start, process)
+        if start.stage == "ended":  # else it had executed, and is the registry's now
+            self.loop.forget(process.pidfd)
+            self._bury(start, process)
 
-    def _forget(self, start: Start) -> None:
-        os.close(start.go)
-        self._leave(start)
+    def _bury(self, start: Start, process: WorkerProcess) -> None:
+        """Free the user when the worker is reaped; one that somebody traces is tried again."""
+        if process.reaped():
+            self._leave(start)
+        else:
+            self.loop.after(1.0, lambda: self._bury(start, process))
 
     def _leave(self, start: Start) -> None:
         """Let the next one of the same OS account have its turn."""

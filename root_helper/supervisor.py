@@ -54,18 +54,21 @@ class Supervisor:
     def not_now(self, user: str, os_user: str) -> tuple[FailedReason, float] | None:
         """Say why no executor can be started for this user now, and for how many seconds, or None where one can."""
         now = time.monotonic()
-        if user in self.registry.leaving:
-            return FailedReason.BACKING_OFF, LEFT_BEHIND
-        if self.draining:
-            return FailedReason.DRAINING, RETRY_AFTER
-        if wait := self.back_off.wait(user, now):
-            return FailedReason.BACKING_OFF, wait
+        wait = self.back_off.wait(user, now)
         same = sum(other.os_user == os_user for other in self.registry.everybody())
-        if self.free() == 0 or self.starts.stuck() or same >= self.config.users.max_per_os_user:
-            return FailedReason.AT_CAPACITY, RETRY_AFTER
-        if wait := self.rates.wait(f"name:{os_user}", now):
-            return FailedReason.RATE_LIMITED, wait
-        return None
+        full = self.free() == 0 or self.starts.stuck() or same >= self.config.users.max_per_os_user
+        obstacles = (
+            (user in self.registry.leaving, FailedReason.BACKING_OFF, LEFT_BEHIND),
+            (self.draining, FailedReason.DRAINING, RETRY_AFTER),
+            (self.starts.is_stuck(os_user), FailedReason.BACKING_OFF, RETRY_AFTER),
+            (wait > 0, FailedReason.BACKING_OFF, wait),
+            (full, FailedReason.AT_CAPACITY, RETRY_AFTER),
+        )
+        for is_there, reason, seconds in obstacles:
+            if is_there:
+                return reason, seconds
+        wait = self.rates.wait(f"name:{os_user}", now)  # counts the start, so it comes last
+        return (FailedReason.RATE_LIMITED, wait) if wait else None
 
     def stop(self, user: str) -> Executor | None:
         """Tell the user's executor to end: SIGTERM, after ``stop_grace`` SIGKILL; None where there is none."""
@@ -84,7 +87,9 @@ class Supervisor:
             OSError: it cannot be written or removed; nothing was changed.
         """
         if on:
-            os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            mark = os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            os.fsync(mark)
+            os.close(mark)
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._mark)
@@ -98,14 +103,24 @@ class Supervisor:
         self.loop.watch(pidfd, lambda: self._exited(executor, pidfd))
 
     def _exited(self, executor: Executor, pidfd: int) -> None:
-        status = None
-        with contextlib.suppress(ChildProcessError):  # adopted: its parent is init
-            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-            if ended is not None:
-                status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         self.loop.forget(pidfd)
+        self._ended(executor, self._reaped(pidfd))
+
+    def _reaped(self, pidfd: int) -> int | None:
+        """Give the exit status, None where the kernel tells none: an adopted one, or one that a tracer holds on to."""
+        try:
+            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:  # adopted: its parent is init
+            os.close(pidfd)
+            return None
+        if ended is None:  # the tracer's, as long as that lives: reaped later, so that no zombie stays
+            self.loop.after(1.0, lambda: self._reap_later(pidfd))
+            return None
         os.close(pidfd)
-        self._ended(executor, status)
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def _reap_later(self, pidfd: int) -> None:
+        self._reaped(pidfd)
 
     def _ended(self, executor: Executor, status: int | None = None) -> None:
         lived = time.clock_gettime(time.CLOCK_BOOTTIME) - executor.start_time / os.sysconf("SC_CLK_TCK")

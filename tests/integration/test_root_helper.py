@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,15 @@ def test_an_executor_has_the_users_ids_and_groups_and_no_privilege(helper: Helpe
     }
     assert facts["CapBnd"] == status_of(helper.pid)["CapBnd"]  # the unit's, as DESIGN says of what executors inherit
     assert facts["NoNewPrivs"] == ["1"]
+
+
+def test_an_executor_outlives_every_deadline_of_its_start(helper: HelperUnderTest, people: People) -> None:
+    """A timer of the start that reached it would kill whoever has the number by then."""
+    helper.start(limits={"prepare_timeout": 0.5, "lookup_timeout": 0.5})
+    pid = started(helper, people.alice)
+    time.sleep(1.2)  # more than twice the deadline; there is nothing to wait for
+    assert asleep(pid)
+    assert [record["event"] for record in helper.audit() if record["user"] == people.alice.name][-1] == "result"
 
 
 def test_the_temp_directory_is_locked_as_long_as_a_process_of_the_executor_lives(

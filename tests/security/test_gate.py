@@ -83,6 +83,15 @@ def unharmed(helper: HelperUnderTest, alice: OsUser) -> Iterator[HelperUnderTest
     assert helper.events(alice.name).count("started") == 1
 
 
+def test_the_gate_has_no_terminal_and_no_descriptor_of_roots(unharmed: HelperUnderTest) -> None:
+    """Its own session, nothing on 0, 1 and 2, the two sockets; whatever else it has, it has opened itself."""
+    gate = unharmed.gate_pid()
+    opened = descriptors_of(gate)
+    assert [opened[number] for number in (0, 1, 2)] == ["/dev/null"] * 3
+    assert {kind.partition(":")[0] for number, kind in opened.items() if number > 2} <= {"socket", "anon_inode"}
+    assert os.getsid(gate) == gate
+
+
 def test_the_supervisor_has_one_thread_and_no_libzmq(unharmed: HelperUnderTest) -> None:
     maps = Path(f"/proc/{unharmed.pid}/maps").read_text()
     assert "zmq" not in maps
