@@ -12,6 +12,7 @@ from typing import NamedTuple
 SOURCE = Path(__file__).resolve().parents[2]
 PACKAGES = ("protocol", "root_helper", "broker_listener")
 DAEMONS = ("knime-broker-listener", "knime-root-helper")
+CONFIGURATION = ("helper.toml", "listener.toml")
 SEARCH_PATH = 'sys.path += [place for place in site.getsitepackages() if not place.startswith("/usr/local/")]'
 LAUNCHER = """\
 #!/usr/bin/python3 -IS
@@ -40,6 +41,7 @@ class Places(NamedTuple):
     sysusers: str
     tmpfiles: str
     man: str
+    examples: str
     pam: str = "/etc/pam.d"
     configuration: str = "/etc/knime-peruser"
 
@@ -52,6 +54,7 @@ PACKAGE = Places(
     sysusers="/usr/lib/sysusers.d",
     tmpfiles="/usr/lib/tmpfiles.d",
     man="/usr/share/man",
+    examples="/usr/share/doc/knime-peruser/examples",
 )
 LOCAL = Places(  # not /etc: there an administrator's own unit or snippet of the same name takes precedence
     code="/usr/local/lib/knime-peruser",
@@ -61,6 +64,7 @@ LOCAL = Places(  # not /etc: there an administrator's own unit or snippet of the
     sysusers="/usr/local/lib/sysusers.d",
     tmpfiles="/usr/local/lib/tmpfiles.d",
     man="/usr/local/share/man",
+    examples="/usr/local/share/doc/knime-peruser/examples",
 )
 
 
@@ -93,9 +97,12 @@ def items(places: Places) -> Iterator[Item]:
     for page in sorted((systemd / "man").glob("*.[1-8]")):
         yield Item(f"{places.man}/man{page.suffix[1:]}/{page.name}", page.read_bytes(), 0o644)
     yield Item(f"{places.pam}/knime-peruser", (systemd / "knime-peruser.pam").read_bytes(), 0o644, configuration=True)
-    for name in ("helper.toml", "listener.toml"):
-        content = (SOURCE / "etc" / name).read_bytes()
-        yield Item(f"{places.configuration}/{name}", content, 0o644, configuration=True)
+    for file in sorted(path for path in (SOURCE / "etc").rglob("*") if path.is_file()):
+        name, content = file.relative_to(SOURCE / "etc").as_posix(), file.read_bytes()
+        if name in CONFIGURATION:
+            yield Item(f"{places.configuration}/{name}", content, 0o644, configuration=True)
+        else:  # for other systems on the host; neither daemon reads it
+            yield Item(f"{places.examples}/{name}", content, 0o644)
 
 
 def directories_of_tmpfiles() -> list[str]:

@@ -22,6 +22,8 @@ CODE = sorted(
     for path in (ROOT / package).rglob("*.py")
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = ("helper.toml", "listener.toml")
+DOCUMENTS = "usr/share/doc/knime-peruser"
 DEBIAN_NAMES = {"pyzmq": "python3-zmq"}
 STAGED = {
     *(f"usr/lib/knime-peruser/{name}" for name in CODE),
@@ -31,9 +33,10 @@ STAGED = {
     "usr/lib/systemd/system/knime-executors.slice",
     "usr/lib/sysusers.d/knime-peruser.conf", "usr/lib/tmpfiles.d/knime-peruser.conf",
     *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in (ROOT / "systemd/man").iterdir()),
-    "etc/pam.d/knime-peruser", "etc/knime-peruser/helper.toml", "etc/knime-peruser/listener.toml",
+    "etc/pam.d/knime-peruser", *(f"etc/knime-peruser/{name}" for name in CONFIGURATION),
+    *(f"{DOCUMENTS}/examples/{path.relative_to(ROOT / 'etc')}" for path in (ROOT / "etc").rglob("*") if path.is_file()
+      and path.name not in CONFIGURATION),
 }  # fmt: skip
-DOCUMENTS = "usr/share/doc/knime-peruser"
 
 
 def script(name: str) -> ModuleType:
