@@ -6,19 +6,23 @@ are damaged or gone, systemd's record of the scopes says the same.
 """
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NamedTuple
 
+from protocol.messages import Cgroup, Pid, Seconds, Uid
+from protocol.settings import SettingsError, settings
 from root_helper import scope
 
 _FORKNOEXEC: Final = 0x40  # PF_FORKNOEXEC, include/linux/sched.h: forked, has not executed anything yet
 _MAX_STATE: Final = 4096
-_TYPES: Final = (str, str, int, int, int, str, float, int | None, str | None)
+_log: Final = logging.getLogger("executor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +31,15 @@ class Executor:
 
     user: str
     os_user: str
-    uid: int
-    pid: int
+    uid: Uid
+    pid: Pid
     start_time: int
     boot_id: str
-    since: float
-    cgroup: int | None
+    since: Seconds
+    cgroup: Cgroup
     scope: str | None
+    ended: bool = False
+    """Its end is in the audit log; what it left behind may still be there."""
 
 
 class Stat(NamedTuple):
@@ -166,10 +172,12 @@ class Registry:
         return [*self.by_user.values(), *self.leaving.values()]
 
     def leave(self, executor: Executor) -> None:
-        """Note that the main process ended; the pidfd is closed already."""
+        """Note that the main process ended and that its end is recorded; the pidfd is the caller's."""
         self.by_user.pop(executor.user, None)
         self.pidfds.pop(executor.user, None)
         self.leaving[executor.user] = executor
+        with contextlib.suppress(OSError):  # a helper that is restarted now records the end once more
+            self.save(replace(executor, ended=True))
 
     def gone(self, executor: Executor) -> None:
         """Forget an executor of which nothing is left."""
@@ -177,8 +185,8 @@ class Registry:
         self.forget_state(executor.user)
 
     def forget_state(self, user: str) -> None:
-        """Remove the state file."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the state file; one that stays is told from the kernel's facts to be of no executor."""
+        with contextlib.suppress(OSError):
             os.unlink(user, dir_fd=self._directory)
 
     def adopt(self, ended: Callable[[Executor], None]) -> None:
@@ -188,7 +196,13 @@ class Registry:
                 continue
             try:
                 pidfd = os.pidfd_open(executor.pid)
-            except OSError:  # it is gone, or its pid is a thread's by now
+            except OSError as error:
+                if error.errno not in {
+                    errno.ESRCH,
+                    errno.EINVAL,
+                    errno.ENOENT,
+                }:  # it is gone, or its pid is a thread's by now
+                    raise
                 pidfd = None
             if pidfd is not None and self._is_it(executor):
                 self.add(executor, pidfd)
@@ -208,12 +222,18 @@ class Registry:
         for name in sorted(os.listdir(self._directory)):
             if name.startswith("."):
                 continue
-            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory), "rb") as file:
-                text = file.read(_MAX_STATE)
-            with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: there is the scope
-                executor = Executor(**json.loads(text))
-                if executor.user == name and all(map(isinstance, astuple(executor), _TYPES)):
-                    yield executor
+            try:
+                executor = settings(Executor, json.loads(self._text_of(name)), name)
+            except (OSError, ValueError, RecursionError, SettingsError) as error:
+                _log.error("state file %s is damaged, its executor is looked for in the scopes: %s", ascii(name), error)
+                continue
+            if executor.user == name:
+                yield executor
+
+    def _text_of(self, name: str) -> bytes:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(os.open(name, flags, dir_fd=self._directory), "rb") as file:
+            return file.read(_MAX_STATE)
 
     def _in_scopes(self) -> Iterator[Executor]:
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -70,12 +70,16 @@ def enter(
         if time.monotonic() > deadline:
             raise ScopeUnavailable(f"{unit}: the process was not moved into it")
         _pause()
-    return Scope(unit, _directory(path).stat().st_ino)
+    directory = _directory(path)
+    if directory is None:
+        raise ScopeUnavailable(f"{unit}: no unified hierarchy of cgroups is mounted at /sys/fs/cgroup")
+    return Scope(unit, directory.stat().st_ino)
 
 
 def recorded() -> Iterator[tuple[Scope, dict[str, str]]]:
     """Give every scope below the slice, with the facts that were told when it was entered."""
-    for directory in _directory(f"/knime.slice/{_SLICE}").glob("knime-executor-*.scope"):
+    slice_directory = _directory(f"/knime.slice/{_SLICE}")
+    for directory in slice_directory.glob("knime-executor-*.scope") if slice_directory else ():
         with contextlib.suppress(OSError, ValueError):  # it ended meanwhile, or the helper did not make it
             text = (_TRANSIENT / directory.name).read_text(encoding="utf-8")
             facts = text.partition(f"\nDescription={_DESCRIPTION}")[2].partition("\n")[0]
@@ -101,15 +105,17 @@ def own_cgroup() -> str:
 
 def processes(unit: str) -> list[int]:
     """Give the pids that are in the scope still."""
-    try:
-        text = (_directory(f"/knime.slice/{_SLICE}/{unit}") / "cgroup.procs").read_text(encoding="ascii")
-    except FileNotFoundError:
+    directory = _directory(f"/knime.slice/{_SLICE}/{unit}")
+    if directory is None:
         return []
-    return [int(pid) for pid in text.split()]
+    with contextlib.suppress(OSError):  # ENODEV while it is being removed
+        return [int(pid) for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split()]
+    return []
 
 
-def _directory(path: str) -> Path:
-    return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), _CGROUPS[0])
+def _directory(path: str) -> Path | None:
+    """Give a cgroup's directory, None where there is none (any more)."""
+    return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), None)
 
 
 def _properties(

@@ -123,6 +123,15 @@ class Supervisor:
         self._reaped(pidfd)
 
     def _ended(self, executor: Executor, status: int | None = None) -> None:
+        if executor.ended:
+            self.registry.leave(executor)
+        else:
+            self._record_end(executor, status)
+        kill_at = time.monotonic() + min(_CHILD_GRACE, self.config.limits.stop_grace)
+        signal_members(executor, signal.SIGTERM)
+        self._see_off(executor, kill_at)
+
+    def _record_end(self, executor: Executor, status: int | None) -> None:
         lived = time.clock_gettime(time.CLOCK_BOOTTIME) - executor.start_time / os.sysconf("SC_CLK_TCK")
         if executor.pid not in self._stopping:
             self.back_off.ended(executor.user, lived, time.monotonic())
@@ -133,9 +142,6 @@ class Supervisor:
         _log.info("exited user=%s pid=%d status=%s", executor.user, executor.pid, status)
         self.registry.leave(executor)
         self.notify(Exited(executor.user, executor.uid, executor.pid, status, seq))
-        kill_at = time.monotonic() + min(_CHILD_GRACE, self.config.limits.stop_grace)
-        signal_members(executor, signal.SIGTERM)
-        self._see_off(executor, kill_at)
 
     def _see_off(self, executor: Executor, kill_at: float) -> None:
         """Look until nothing is left of the executor; its user is locked as long."""

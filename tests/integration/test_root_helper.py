@@ -94,6 +94,29 @@ def test_an_executor_has_the_users_ids_and_groups_and_no_privilege(helper: Helpe
     assert facts["NoNewPrivs"] == ["1"]
 
 
+def test_an_end_is_recorded_once_however_often_the_helper_is_restarted(helper: HelperUnderTest, people: People) -> None:
+    """A child that ignores SIGTERM keeps the executor's session for a while after its end."""
+    helper.start()
+    helper.program_of(people.bob, "(trap '' TERM; while :; do /bin/sleep 0.2; done) &")
+    pid = started(helper, people.bob)
+    os.kill(pid, signal.SIGKILL)
+    helper.wait_for_event(event="exited", user=people.bob.name)
+    for _ in range(2):
+        helper.kill()
+        helper.start_again()
+    assert helper.events(people.bob.name).count("exited") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[", "null", '{"user": 1}', "[" * 4000], ids=lambda text: text[:3] or "empty")
+def test_a_damaged_state_file_keeps_no_helper_from_starting(helper: HelperUnderTest, people: People, text: str) -> None:
+    helper.start()
+    helper.stop()
+    state = helper.installation.run / "executors" / people.alice.name
+    state.write_text(text, encoding="ascii")
+    helper.start_again()
+    started(helper, people.alice)
+
+
 def test_an_executor_outlives_every_deadline_of_its_start(helper: HelperUnderTest, people: People) -> None:
     """A timer of the start that reached it would kill whoever has the number by then."""
     helper.start(limits={"prepare_timeout": 0.5, "lookup_timeout": 0.5})
