@@ -98,6 +98,36 @@ class BootedSite:
         self._configure("listener.toml", LISTENER, {**tables, "broker": {**self._broker, **tables.get("broker", {})}})
         self.wait_until_served()
 
+    def spoil(self, unit: str, configuration: str = "") -> None:
+        """Note that a unit's files are being made faulty, and write a faulty configuration; nothing is restarted."""
+        self._changed.add(unit)
+        if configuration:
+            name = {HELPER: "helper.toml", LISTENER: "listener.toml"}[unit]
+            self.machine.write(f"/etc/knime-peruser/{name}", configuration)
+
+    def clean(self, snippet: str) -> bool:
+        """Do the age-based cleaning of a tmpfiles.d snippet, as systemd-tmpfiles-clean.timer does."""
+        return self.machine.status("systemd-tmpfiles", "--clean", snippet) == 0
+
+    def processes_in(self, unit: str) -> set[tuple[int, str]]:
+        """Give uid and command of each process of a unit."""
+        group = self.show(unit, "ControlGroup")
+        pids = self.machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs").split()
+        lines = self.machine.run("ps", "-o", "uid=,args=", "-p", ",".join(pids)).splitlines()
+        return {(int(uid), command) for uid, _, command in (line.strip().partition(" ") for line in lines)}
+
+    def pids_of(self, *programs: str) -> list[int]:
+        """Give the pids, inside, of the processes of these programs (their executables' paths)."""
+        script = "for p in /proc/[0-9]*; do echo ${p#/proc/} $(readlink $p/exe); done"
+        lines = self.machine.run("sh", "-c", script, check=False).splitlines()
+        return [int(pid) for pid, _, path in (line.partition(" ") for line in lines) if path in programs]
+
+    def end(self, pid: int) -> None:
+        """Kill an executor by its pid inside, and wait until its scope is gone."""
+        scope = next(name for name, pids in self.executors().items() if pid in pids)
+        self.machine.run("kill", "-KILL", str(pid))
+        wait_for(lambda: scope not in self.executors(), 10, f"the end of {scope}")
+
     def configure_knime(self, **settings: object) -> None:
         """Say how executors behave from their next start on."""
         self.machine.write("/opt/knime/simulated.json", json.dumps(settings))
@@ -127,14 +157,15 @@ class BootedSite:
         assert report["job"] == job
         return report
 
-    def shell(self, user: str, command: str, seconds: float = 30.0) -> str:
+    def shell(self, user: str, command: str) -> str:
         """Have a user's executor run a command; give what it printed, or fail with it."""
-        body = {"user": user, "job": "shell", "reply_to": self.server._reply_to, "shell": command}
-        headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
-        self.server.publish_raw(json.dumps(body).encode(), headers)
-        (report,) = self.server.results(1, seconds)
-        assert report["shell"]["status"] == 0, report["shell"]["output"]
-        return str(report["shell"]["output"])
+        status, output = self._run_as(user, command)
+        assert status == 0, output
+        return output
+
+    def tried(self, user: str, command: str) -> int:
+        """Have a user's executor run a command; give its exit status."""
+        return self._run_as(user, command)[0]
 
     def jobs_of(self, users: list[str], seconds: float = 60.0, **keywords: Any) -> dict[str, Report]:
         """Publish a job for each user at once; give the results by user."""
@@ -200,6 +231,13 @@ class BootedSite:
         self._drop_ins, self._changed = set(), set()
         self.systemctl("start", "dbus.socket", "dbus.service", "slapd", "sssd", HELPER, LISTENER)
         self.wait_until_served()
+
+    def _run_as(self, user: str, command: str) -> tuple[int, str]:
+        body = {"user": user, "job": "shell", "reply_to": self.server._reply_to, "shell": command}
+        headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
+        self.server.publish_raw(json.dumps(body).encode(), headers)
+        (report,) = self.server.results(1, 30)
+        return report["shell"]["status"], report["shell"]["output"]
 
     def _configure(self, name: str, unit: str, tables: Mapping[str, Mapping[str, object]]) -> None:
         self._changed.add(unit)

@@ -99,7 +99,7 @@ include /etc/ldap/schema/inetorgperson.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 pidfile /run/slapd/slapd.pid
-authz-regexp gidNumber=0\\+uidNumber=0,cn=peercred,cn=external,cn=auth cn=admin,{SUFFIX}
+authz-regexp gidNumber=0.uidNumber=0,cn=peercred,cn=external,cn=auth cn=admin,{SUFFIX}
 database mdb
 suffix {SUFFIX}
 rootdn cn=admin,{SUFFIX}

@@ -22,7 +22,8 @@ from tests.lab.processes import wait_for
 IMAGES: Final = Path("/var/cache/knime-peruser-tests/images")
 MIRROR: Final = "http://deb.debian.org/debian"
 PACKAGES: Final = (
-    "systemd", "systemd-sysv", "dbus", "python3", "libpam-modules", "libpam-modules-bin", "acl", "procps", "iproute2",
+    "systemd", "systemd-sysv", "dbus", "python3", "libpam-modules", "libpam-modules-bin", "libpam-systemd", "acl",
+    "procps", "iproute2",
     "rabbitmq-server", "python3-pika", "python3-zmq", "python3-psutil", "python3-pylibacl",
     "slapd", "ldap-utils", "sssd-ldap", "sssd-dbus", "sssd-tools", "libnss-sss", "libpam-sss",
 )  # fmt: skip

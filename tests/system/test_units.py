@@ -1,0 +1,119 @@
+"""The units under systemd: watchdog, faults that are named, credentials, D-Bus, age-based cleaning, exposure."""
+
+import re
+import signal
+
+import pytest
+
+from tests.lab.access import acls
+from tests.lab.booted_site import HELPER, LISTENER, BootedSite
+from tests.lab.ldap import uid
+from tests.lab.processes import wait_for
+
+TOML = {HELPER: "/etc/knime-peruser/helper.toml", LISTENER: "/etc/knime-peruser/listener.toml"}
+
+
+@pytest.mark.parametrize("unit", [HELPER, LISTENER])
+def test_a_daemon_whose_loop_stands_still_is_restarted_by_the_watchdog_and_executors_live_on(
+    site: BootedSite, unit: str
+) -> None:
+    (user, other) = site.fresh_users(2)
+    site.drop_in(unit, "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
+    site.systemctl("restart", unit)
+    site.wait_until_served()
+    before = site.job(user)
+    old = site.main_pid(unit)
+    site.machine.run("kill", f"-{signal.SIGSTOP:d}", str(old))
+    wait_for(lambda: site.main_pid(unit) not in {0, old}, 15, "the restart")
+    assert site.job(user)["pid"] == before["pid"]
+    assert site.job(other)["uid"] == uid(other)
+
+
+@pytest.mark.parametrize("unit", [HELPER, LISTENER])
+def test_a_daemon_that_does_its_work_is_never_restarted_by_the_watchdog(site: BootedSite, unit: str) -> None:
+    """With the shipped interval of notices, however short an administrator makes the watchdog's."""
+    site.drop_in(unit, "[Service]\nWatchdogSec=2\n")
+    site.systemctl("restart", unit)
+    pid = site.main_pid(unit)
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: site.main_pid(unit) != pid, 5, "no restart")
+
+
+@pytest.mark.parametrize("unit", [HELPER, LISTENER])
+def test_a_bad_configuration_ends_with_2_is_named_in_the_status_and_is_not_tried_again(
+    site: BootedSite, unit: str
+) -> None:
+    site.spoil(unit, "[users]\nmin_uid = 'many'\n" if unit == HELPER else "[broker]\nprefetch = 0\n")
+    site.machine.run("systemctl", "restart", unit, check=False)
+    wait_for(lambda: site.show(unit, "ActiveState") == "failed", 10, "the end of the unit")
+    assert site.show(unit, "ExecMainStatus") == "2"
+    restarts = site.show(unit, "NRestarts")
+    status = site.machine.run("systemctl", "status", "--no-pager", unit, check=False)
+    assert TOML[unit] in status
+    assert ("users.min_uid" if unit == HELPER else "broker.prefetch") in status
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: site.show(unit, "NRestarts") != restarts, 2.5, "no restart")
+
+
+@pytest.mark.parametrize(("unit", "credential"), [(HELPER, "executor-msgq"), (LISTENER, "broker-password")])
+def test_an_absent_credential_is_named_in_the_status(site: BootedSite, unit: str, credential: str) -> None:
+    path = f"/etc/knime-peruser/{credential}"
+    site.spoil(unit)
+    (site.machine.root / path[1:]).unlink()
+    site.machine.run("systemctl", "restart", unit, check=False)
+    wait_for(lambda: site.show(unit, "ExecMainStatus") == "2", 10, "the end of the unit")
+    assert path in site.machine.run("systemctl", "status", "--no-pager", unit, check=False)
+
+
+def test_after_a_restart_of_dbus_a_new_users_job_runs(site: BootedSite) -> None:
+    first, second = site.fresh_users(2)
+    site.job(first)
+    site.systemctl("restart", "dbus")
+    assert site.job(second, seconds=5)["uid"] == uid(second)
+
+
+def test_while_dbus_is_down_nothing_runs_outside_a_scope_and_no_job_is_lost(site: BootedSite) -> None:
+    """``scope_unavailable``; when it is back, the job runs unaided."""
+    (user,) = site.fresh_users(1)
+    site.systemctl("stop", "dbus.socket", "dbus.service")
+    site.server.publish(user)
+    wait_for(lambda: site.audit(user) and site.audit(user)[-1]["event"] == "result", 10, "an answer")
+    assert (site.audit(user)[-1]["decision"], site.audit(user)[-1]["reason"]) == ("failed", "scope_unavailable")
+    assert site.executors() == {}
+    assert {process for process in site.processes_in(HELPER) if process[0] == uid(user)} == set()
+    site.systemctl("start", "dbus.socket", "dbus.service")
+    (report,) = site.server.results(1, seconds=30)
+    assert report["uid"] == uid(user)
+    assert site.server.depth("knime-jobs.parked") == 0
+
+
+def test_age_based_cleaning_spares_a_running_executors_files_and_takes_an_ended_ones(site: BootedSite) -> None:
+    """Also after the helper was restarted: the executor itself holds the lock that makes the difference."""
+    running, ended = site.fresh_users(2)
+    before = site.jobs_of([running, ended])
+    for user in (running, ended):
+        site.shell(user, "touch -d '60 days ago' $TMPDIR/old; mkdir $TMPDIR/sub; echo > $TMPDIR/sub/f")
+    site.machine.run("kill", "-KILL", str(before[ended]["pid"]))
+    wait_for(lambda: len(site.executors()) == 1, 10, "the end of one")
+    text = (site.machine.root / "usr/lib/tmpfiles.d/knime-peruser.conf").read_text(encoding="utf-8")
+    assert "30d" in text
+    site.machine.write("/run-clean.conf", re.sub(r"\b30d\b", "1s", text))
+    temp = site.machine.root / "srv/knime/temp"
+    for _ in range(2):
+        wait_for(lambda: site.clean("/run-clean.conf") and not (temp / ended / "old").exists(), 10, "the cleaning")
+        assert (temp / running / "old").exists()
+        site.systemctl("restart", HELPER)
+    assert site.job(running)["pid"] == before[running]["pid"]
+    site.job(ended)
+    assert ((temp / ended).stat().st_uid, (temp / ended).stat().st_mode & 0o7777) == (uid(ended), 0o700)
+    assert acls(temp / ended)[1] == "u::rwx g::--- o::---"
+
+
+@pytest.mark.parametrize(("unit", "most"), [(LISTENER, 1.2), (HELPER, 2.9)])
+def test_the_exposure_that_systemd_analyze_gives_is_not_above_its_limit(
+    site: BootedSite, unit: str, most: float
+) -> None:
+    text = site.machine.run("systemd-analyze", "security", "--no-pager", unit)
+    match = re.search(r"Overall exposure level for \S+: ([\d.]+)", text)
+    assert match
+    assert float(match[1]) <= most, text
