@@ -106,7 +106,8 @@ def become_user(account: Account, workspace: int, limits: Mapping[str, int], tag
     for name in _RLIMITS.keys() & limits.keys():
         # PRIVILEGED: a limit above the helper's own hard limit is root's to give.
         resource.setrlimit(_RLIMITS[name], (limits[name], limits[name]))
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with contextlib.suppress(PermissionError):  # a unit's Nice= stays where there is no CAP_SYS_NICE to undo it
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     become(account.uid, account.gid, account.groups)
     _new_session_keyring()
     no_new_privileges()
