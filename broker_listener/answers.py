@@ -105,10 +105,11 @@ class Answers:
         self._unknown_jobs += 1
         return True
 
-    def leave_grace(self, user: User) -> None:
-        """Count the user's jobs no longer among those of unknown users."""
-        self._unknown_jobs -= user.grace_jobs
-        user.grace_jobs = 0
+    def leave_grace(self, user: User, jobs: int = MAX_UNKNOWN_JOBS) -> None:
+        """Count so many of the user's jobs, or all, no longer among those of unknown users."""
+        leaving = min(jobs, user.grace_jobs)
+        self._unknown_jobs -= leaving
+        user.grace_jobs -= leaving
 
     def known(self, user: User) -> None:
         """Forget that the user was unknown."""

@@ -174,15 +174,19 @@ class Machine:
                 self._forget_idle()
             user = self._users[name] = User(name)
         elif now - user.active_at > FORGET_AFTER and _forgettable(user):
-            self._timers.set(user, inf)
+            self._forget(user)
             user = self._users[name] = User(name)
         return user
 
     def _forget_idle(self) -> None:
         for user in [user for user in self._users.values() if _forgettable(user)]:
-            self._timers.set(user, inf)
-            del self._users[user.name]
+            self._forget(user)
         self._max_users = max(MAX_IDLE_USERS, 2 * len(self._users))
+
+    def _forget(self, user: User) -> None:
+        self._timers.set(user, inf)
+        self._answers.leave_grace(user)
+        del self._users[user.name]
 
     def _may_happen(self, user: User, event: Event | None, now: float) -> None:
         if event is not None:

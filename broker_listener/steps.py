@@ -159,6 +159,7 @@ class Steps:
         expired = [held for held in user.held if held.since <= limit]
         user.held = [held for held in user.held if held.since > limit]
         heapify(user.held)
+        self._answers.leave_grace(user, len(expired))
         for held in expired:
             user.returned -= held.returned
             self._settlement.give_back(held.delivery)

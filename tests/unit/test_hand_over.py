@@ -703,6 +703,36 @@ def test_at_most_a_thousand_jobs_of_unknown_users_wait_and_the_rest_is_parked_at
     assert len(listener.parked()) == 201
 
 
+def test_what_goes_back_while_the_helper_is_away_is_no_longer_counted_as_an_unknown_user_s() -> None:
+    listener = Listener({"max_hold": 300.0})
+    listener.job("eve", "job 0")
+    listener.helper("eve", Refused(ID, RefusedReason.UNKNOWN_USER))
+    listener.jobs("eve", *(f"job {number}" for number in range(1, 100)))
+    for _ in range(12):
+        end = listener.now + 301
+        while listener.now < end:
+            listener.wait(1.0)
+            if listener.machine._users["eve"].asking:
+                listener.helper("eve", None)
+        went_back = listener.bodies(GiveBack)
+        listener.actions.clear()
+        listener.jobs("eve", *went_back)
+    assert not listener.of(Park)
+    assert listener.machine._answers._unknown_jobs == len(listener.machine._users["eve"].held) == 100
+
+
+def test_a_forgotten_user_s_jobs_are_not_counted_as_unknown_for_ever() -> None:
+    listener = Listener({"max_hold": 30.0})
+    listener.job("eve", "a")
+    listener.helper("eve", Refused(ID, RefusedReason.UNKNOWN_USER))
+    listener.wait(31)
+    assert listener.bodies(GiveBack) == ["a"]
+    listener.helper("eve", None)
+    listener.wait(700)
+    listener.machine.listed({"eve": ExecutorEntry("eve", "eve", 1000, 7, 1.0, 5)}, listener.now)
+    assert listener.machine._answers._unknown_jobs == 0
+
+
 # The helper's word
 
 

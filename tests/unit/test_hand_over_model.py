@@ -223,8 +223,13 @@ class Listener(RuleBasedStateMachine):
         for user in self.machine._users.values():
             assert user.returned == sum(held.returned for held in user.held)
             assert user.under_way >= 0
-            assert 0 <= user.grace_jobs <= 1000
+            assert 0 <= user.grace_jobs <= len(user.held)
             assert user.watched == (user.name in self.watched)
+
+    @invariant()
+    def the_jobs_of_unknown_users_are_counted_exactly(self) -> None:
+        graces = [user.grace_jobs for user in self.machine._users.values()]
+        assert self.machine._answers._unknown_jobs == sum(graces)
 
     @invariant()
     def memory_is_bounded(self) -> None:
