@@ -113,21 +113,30 @@ def user_id(raw: bytes) -> bytes | None:
 
 
 def handed_over(raw: bytes, account: str) -> bytes:
-    """Give the properties with which a job is handed over: ``canHandle`` is true, all else is as it was.
-
-    ``account`` is ours. A ``user_id`` of another is taken off: the broker would close the channel
-    (rabbitmq.com/docs/validated-user-id).
+    """Give the properties with which a job is handed over: ``canHandle`` is true, the rest is that of ``put_back``.
 
     Raises:
         BadProperties: they cannot be walked.
     """
-    properties = parse(raw)
+    properties = _published_again(raw, account)
     headers = [(name, _TRUE if name == b"canHandle" else value) for name, value in properties.headers or ()]
     if (b"canHandle", _TRUE) not in headers:
         headers.append((b"canHandle", _TRUE))
-    if properties.text("user_id") not in (None, account.encode()):
-        del properties.fields["user_id"]
     return Properties(properties.fields, headers).encode()
+
+
+def put_back(raw: bytes, account: str) -> bytes:
+    """Give the properties with which a job goes back by being published: as they came, but for three.
+
+    ``account`` is ours. A ``user_id`` of another is taken off: the broker would close the channel
+    (rabbitmq.com/docs/validated-user-id). CC and BCC are taken off (rabbitmq.com/docs/sender-selected): the first
+    publish did what they ask for. Here each round would do it again, without bound, and where the jobs queue is not
+    bound any more a copy that arrived somewhere else would be confirmed: the original is acked and the job lost.
+
+    Raises:
+        BadProperties: they cannot be walked.
+    """
+    return _published_again(raw, account).encode()
 
 
 def parked(  # noqa: PLR0913, PLR0917 - the facts that a parked message carries
@@ -181,6 +190,15 @@ def restored(raw: bytes) -> bytes:
     kept = [(_UNPARKED.get(name, name), value) for name, value in headers]
     kept = [(name, value) for name, value in kept if not name.startswith(PREFIX)]
     return Properties(fields, kept or None).encode()
+
+
+def _published_again(raw: bytes, account: str) -> Properties:
+    properties = parse(raw)
+    if properties.text("user_id") not in (None, account.encode()):
+        del properties.fields["user_id"]
+    if properties.headers is None:
+        return properties
+    return Properties(properties.fields, [entry for entry in properties.headers if entry[0] not in _PARKED])
 
 
 def _disarmed(properties: Properties) -> Properties:

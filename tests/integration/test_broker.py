@@ -220,6 +220,26 @@ def test_properties_arrive_are_handed_over_and_parked_bit_for_bit(setting: Setti
     assert setting.server.ready(JOBS) == setting.server.ready(TAKEN) == 0
 
 
+@pytest.mark.parametrize("header", [b"CC", b"BCC"])
+def test_a_job_that_is_handed_over_is_not_copied_to_where_its_publisher_had_it_copied(
+    setting: Setting, header: bytes
+) -> None:
+    """With the CC of a key that leads nowhere else the broker confirms, too, and a job without a queue is lost."""
+    setting.server.queue_declare("audit")
+    setting.server.queue_bind("audit", JOBS_EXCHANGE, "audit-key")
+    setting.server.queue_unbind(TAKEN, JOBS_EXCHANGE, "new-work")
+    raw = raw_of([(header, b"A\0\0\0\x0eS\0\0\0\x09audit-key")])
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"job", p.handed_over(raw, broker.account))
+        await true(lambda: events.outcomes)
+        assert events.outcomes == {1: Outcome.RETURNED}
+
+    setting.run(check)
+    assert setting.server.ready("audit") == 0
+
+
 @pytest.mark.parametrize("raw", [b"\0\1", b"\0\2"])
 def test_flags_that_do_not_exist_pass_the_broker_and_are_parked_as_bad_properties(setting: Setting, raw: bytes) -> None:
     setting.server.publish(b"job", properties=raw)
