@@ -36,8 +36,7 @@ def test_while_slapd_is_away_and_nothing_is_cached_no_job_is_parked_and_all_run_
 def test_while_a_part_of_sssd_hangs_others_are_served_and_its_users_run_when_it_goes_on(
     site: BootedSite, hung: str
 ) -> None:
-    """A local user where the backend alone hangs (NSS asks SSSD for the groups of every account), and who has an
-    executor in any case."""
+    """Who has an executor is, in any case; a local user where the backend alone hangs: NSS asks SSSD for its groups."""
     running, waiting = site.fresh_users(2)
     site.configure_helper(limits={"lookup_timeout": 2.0})
     site.job(LOCAL)
@@ -85,7 +84,7 @@ def test_who_was_moved_out_of_the_group_has_the_next_job_parked_and_the_running_
 
 
 def test_an_expired_account_is_refused_and_parked(site: BootedSite) -> None:
-    """shadowExpire in the directory; SSSD's access provider says it, and PAM's account stage alone hears it."""
+    """The directory's shadowExpire; SSSD's access provider says it, and PAM's account stage alone hears it."""
     (user,) = site.fresh_users(1)
     site.directory.modify(user, "add: shadowExpire\nshadowExpire: 1000")
     site.directory.forget_cached()

@@ -1,4 +1,4 @@
-"""What a workflow has: mounts, /tmp, setgid directories, as at a login; and what the unit takes, as SECURITY.md says."""
+"""What a workflow has: mounts, /tmp, setgid directories, as at a login; what the unit takes, as SECURITY.md says."""
 
 import pytest
 
@@ -110,7 +110,7 @@ def test_what_the_unit_takes_is_given_back_by_the_documents_drop_in(site: Booted
 
 
 def test_an_executors_descriptors_are_its_own(site: BootedSite) -> None:
-    """Standard ones, the lock of its workspace and of its temp directory, its broker connection; none of the helper's."""
+    """Standard ones, the locks of workspace and temp directory, its broker connection; none of the helper's."""
     (user,) = site.fresh_users(1)
     report = site.job(user, report="full")
     rest = {target for name, target in report["descriptors"].items() if name not in {"0", "1", "2"}}

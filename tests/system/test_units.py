@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.lab.access import acls
-from tests.lab.booted_site import HELPER, LISTENER, BootedSite
+from tests.lab.booted_site import CHECKOUT, HELPER, LISTENER, BootedSite
 from tests.lab.ldap import uid
 from tests.lab.processes import wait_for
 
@@ -109,11 +109,25 @@ def test_age_based_cleaning_spares_a_running_executors_files_and_takes_an_ended_
     assert acls(temp / ended)[1] == "u::rwx g::--- o::---"
 
 
-@pytest.mark.parametrize(("unit", "most"), [(LISTENER, 1.2), (HELPER, 2.9)])
-def test_the_exposure_that_systemd_analyze_gives_is_not_above_its_limit(
-    site: BootedSite, unit: str, most: float
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_shared_memory_of_an_executor_outlives_its_users_logins_only_with_the_readmes_drop_in(
+    site: BootedSite, *, drop_in: bool
 ) -> None:
-    text = site.machine.run("systemd-analyze", "security", "--no-pager", unit)
-    match = re.search(r"Overall exposure level for \S+: ([\d.]+)", text)
-    assert match
-    assert float(match[1]) <= most, text
+    """A known limit: logind's RemoveIPC= takes it away when the user's last login ends, running executor or not."""
+    (user,) = site.fresh_users(1)
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("```ini\n[Login]\n")[2].partition("```")[0]
+    assert "RemoveIPC=no" in text
+    site.machine.write(
+        "/etc/systemd/logind.conf.d/test.conf", f"[Login]\nUserStopDelaySec=1\n{text if drop_in else ''}"
+    )
+    site.systemctl("restart", "systemd-logind")
+    site.shell(user, "echo > /dev/shm/of-$LOGNAME")
+    shared = f"/dev/shm/of-{user}"
+    site.machine.run("systemd-run", "--wait", "-q", "-p", "PAMName=login", "-p", f"User={user}", "true")
+    if drop_in:
+        with pytest.raises(TimeoutError):
+            wait_for(lambda: site.machine.status("test", "-e", shared) != 0, 4, "its end")
+    else:
+        wait_for(lambda: site.machine.status("test", "-e", shared) != 0, 15, "its end")
+    (site.machine.root / "etc/systemd/logind.conf.d/test.conf").unlink()
+    assert len(site.executors()) == 1
