@@ -27,6 +27,13 @@ class Park(NamedTuple):
     detail: str
 
 
+class PutBack(NamedTuple):
+    """Publish the job as it came, into its own queue again; its outcome comes back under the token."""
+
+    token: int
+    delivery: Delivery
+
+
 class Ack(NamedTuple):
     """Settle the delivery: it was published and confirmed."""
 
@@ -34,7 +41,7 @@ class Ack(NamedTuple):
 
 
 class GiveBack(NamedTuple):
-    """Put the delivery back into the queue as it is."""
+    """Have the broker put the delivery back to its place in the queue."""
 
     delivery: Delivery
 
@@ -106,4 +113,4 @@ class Report(NamedTuple):
     detail: str
 
 
-Action = HandOver | Park | Ack | GiveBack | Ask | Watch | Unwatch | CancelConsumer | ResumeConsumer | Report
+Action = HandOver | Park | PutBack | Ack | GiveBack | Ask | Watch | Unwatch | CancelConsumer | ResumeConsumer | Report

@@ -13,11 +13,12 @@ from typing import Final
 
 from broker_listener.actions import Action, Fault, Report
 from broker_listener.answers import Answer, Answers
+from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.consuming import Delivery
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.publishing import Outcome
-from broker_listener.settlement import Parking, Settlement
+from broker_listener.settlement import Settlement
 from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
 from broker_listener.timers import Timers
 from broker_listener.transitions import Event, State
@@ -77,7 +78,7 @@ class Machine:
         user = self._user(name, now)
         user.active_at = now
         if user.unknown_since != inf and user.state is not State.FAILED and not self._answers.may_wait(user):
-            self.settlement.park(Parking(delivery, *TOO_MANY_UNKNOWN, now), now)
+            self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now), now)
             return
         seen = self._seen.arrived(digest, now)
         returned = seen.handed
@@ -93,7 +94,7 @@ class Machine:
         """Take a message that is no job: it is parked."""
         self.settlement.arrived(delivery)
         self._actions.append(Report(Fault.PARKED, None, f"reason={reason} {detail}"))
-        self.settlement.park(Parking(delivery, reason, detail, now), now)
+        self.settlement.park(Leaving(delivery, reason, detail, now), now)
 
     def deliveries_lost(self, now: float) -> None:
         """Forget every delivery: the channel that they came on is gone."""
@@ -156,7 +157,7 @@ class Machine:
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
-        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.park_at())
+        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at())
 
     def time_passed(self, now: float) -> None:
         """Do what is due."""

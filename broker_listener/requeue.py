@@ -1,7 +1,8 @@
-"""Mode "requeue": which jobs may be handed over by giving their delivery back, unchanged and without a duplicate.
+"""Which deliveries may be given back: in mode "requeue", as the way to hand a job over, and after ``max_hold``.
 
-A job with an expiry would wait on with its whole life time begun anew, and a quorum queue of RabbitMQ 4 drops a
-message after 20 redeliveries (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling): both are published.
+A job with an expiry would wait on with its whole life time begun anew, and a quorum queue drops a message after its
+delivery limit, 20 unless it is set (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling): in mode
+"requeue" both are published, after ``max_hold`` the second is.
 """
 
 from typing import Final
@@ -21,6 +22,15 @@ def may_give_back(delivery: Delivery) -> bool:
     if properties.text("expiration") is not None:
         return False
     return _redeliveries(dict(properties.headers or ())) < MAX_REDELIVERIES
+
+
+def redelivered_too_often(delivery: Delivery) -> bool:
+    """Say whether giving it back, for whatever reason, could lose it; not said of what cannot be read."""
+    try:
+        properties = parse(delivery.properties)
+    except BadProperties:
+        return False
+    return _redeliveries(dict(properties.headers or ())) >= MAX_REDELIVERIES
 
 
 def _redeliveries(headers: dict[bytes, bytes]) -> int:

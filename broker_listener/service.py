@@ -25,7 +25,7 @@ from broker_listener.jobs import Job, read_job
 from broker_listener.limited_log import LimitedLog
 from broker_listener.notify import Notify
 from broker_listener.pacing import digest
-from broker_listener.properties import BadProperties, handed_over, message_id, parked
+from broker_listener.properties import BadProperties, handed_over, message_id, parked, put_back
 from broker_listener.publishing import Outcome
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
@@ -70,6 +70,7 @@ class Service:
         self._does: Mapping[type[a.Action], Callable[[Any], None]] = {
             a.HandOver: self._hand_over,
             a.Park: self._park,
+            a.PutBack: self._put_back,
             a.Ack: lambda action: self._broker.ack(action.delivery),
             a.GiveBack: lambda action: self._broker.give_back(action.delivery),
             a.Ask: self._ask,
@@ -167,7 +168,7 @@ class Service:
                 self._does[type(action)](action)
             except Exception as error:  # noqa: BLE001 - one action's bug ends that action
                 self._bugs.warning("event=action_failed action=%s", type(action).__name__, cause=error)
-                if isinstance(action, a.HandOver | a.Park):
+                if isinstance(action, a.HandOver | a.Park | a.PutBack):
                     self._machine.published(action.token, Outcome.LOST, time.monotonic())
         self._set_timer()
 
@@ -188,6 +189,10 @@ class Service:
     def _hand_over(self, action: a.HandOver) -> None:
         delivery = action.delivery
         self._broker.hand_over(action.token, delivery.body, handed_over(delivery.properties, self._broker.account))
+
+    def _put_back(self, action: a.PutBack) -> None:
+        delivery = action.delivery
+        self._broker.hand_over(action.token, delivery.body, put_back(delivery.properties, self._broker.account))
 
     def _park(self, action: a.Park) -> None:
         delivery = action.delivery

@@ -5,29 +5,26 @@ delivery is under way at most once. What is held is bounded: over the bound the 
 taken up again (https://www.rabbitmq.com/docs/consumers#unsubscribing: what was delivered stays valid).
 """
 
-from collections import deque
-from math import inf
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from broker_listener.actions import Ack, Action, CancelConsumer, Fault, GiveBack, HandOver, Park, Report, ResumeConsumer
+from broker_listener.actions import (
+    Ack,
+    Action,
+    CancelConsumer,
+    Fault,
+    GiveBack,
+    HandOver,
+    Park,
+    PutBack,
+    Report,
+    ResumeConsumer,
+)
+from broker_listener.aside import Leaving, Line
 from broker_listener.config import BrokerConfig
 from broker_listener.consuming import Delivery
 from broker_listener.publishing import Outcome
+from broker_listener.requeue import redelivered_too_often
 from broker_listener.user import Held, User
-
-MAX_PARKING: Final = 100
-"""Parked messages under way; beside ``max_unconfirmed``, so that a flood of them delays no hand-over."""
-PARKING_PAUSE: Final = 0.5
-MAX_PARKING_PAUSE: Final = 30.0
-
-
-class Parking(NamedTuple):
-    """A message on its way to the parked queue."""
-
-    delivery: Delivery
-    reason: str
-    detail: str
-    since: float
 
 
 class UnderWay(NamedTuple):
@@ -43,13 +40,11 @@ class Settlement:
     def __init__(self, config: BrokerConfig, actions: list[Action]) -> None:
         self._config = config
         self._actions = actions
-        self._under_way: dict[int, UnderWay | Parking | None] = {}
+        self._under_way: dict[int, UnderWay | Leaving | None] = {}
         """By token; None where the delivery was lost meanwhile: the broker has given it to somebody else."""
         self._token = 0
-        self._to_park: deque[Parking] = deque()
-        self._parking = 0
-        self._parking_failures = 0
-        self._park_at = 0.0
+        self._to_park = Line()
+        self._to_put_back = Line()
         self._can_publish = self._stopped = False
         self.consuming = True
         self.deliveries = 0
@@ -58,7 +53,8 @@ class Settlement:
     @property
     def has_room(self) -> bool:
         """Whether a job may be handed over now."""
-        return self._can_publish and len(self._under_way) - self._parking < self._config.max_unconfirmed
+        aside = self._to_park.under_way + self._to_put_back.under_way
+        return self._can_publish and len(self._under_way) - aside < self._config.max_unconfirmed
 
     @property
     def under_way(self) -> int:
@@ -66,9 +62,9 @@ class Settlement:
         return len(self._under_way)
 
     @property
-    def to_park(self) -> int:
-        """How many messages wait to be parked."""
-        return len(self._to_park)
+    def aside(self) -> int:
+        """How many messages wait to be parked, or to be put back by a publish."""
+        return len(self._to_park) + len(self._to_put_back)
 
     def stop(self) -> None:
         """Publish nothing any more."""
@@ -89,46 +85,51 @@ class Settlement:
 
     def hand_over(self, user: User, held: Held) -> None:
         """Publish the job."""
-        self._token += 1
-        self._under_way[self._token] = UnderWay(user, held)
-        self._actions.append(HandOver(self._token, held.delivery))
+        self._actions.append(HandOver(self._published(UnderWay(user, held)), held.delivery))
 
-    def park(self, parking: Parking, now: float) -> None:
+    def park(self, leaving: Leaving, now: float) -> None:
         """Publish the message to the parked queue, as soon as that is possible."""
-        self._to_park.append(parking)
-        self.park_next(now)
+        self._to_park.join(leaving)
+        self.serve(now)
 
-    def park_next(self, now: float) -> None:
-        """Publish what waits to be parked; after one that was not taken, a single one until one is."""
-        if not self._to_park:
-            return
-        most = 1 if self._parking_failures else MAX_PARKING
-        while self._to_park and self._can_publish and now >= self._park_at and self._parking < most:
-            parking = self._to_park.popleft()
-            self._token += 1
-            self._under_way[self._token] = parking
-            self._parking += 1
-            self._actions.append(Park(self._token, parking.delivery, parking.reason, parking.detail))
-        while self._to_park and self._to_park[0].since + self._config.max_hold <= now:
-            self.give_back(self._to_park.popleft().delivery)
+    def put_back(self, delivery: Delivery, since: float) -> None:
+        """Have it in the queue again as it is, held since then.
 
-    def park_at(self) -> float:
-        """Give the time from which ``park_next`` can do something, infinite where that is no matter of time."""
-        if not self._to_park:
-            return inf
-        too_old = self._to_park[0].since + self._config.max_hold
-        return min(self._park_at, too_old) if self._can_publish and not self._parking else too_old
+        A quorum queue drops what it redelivered too often: that is published, and acked once that is confirmed.
+        """
+        if redelivered_too_often(delivery):
+            self._to_put_back.join(Leaving(delivery, "", "", since))
+        else:
+            self.give_back(delivery)
 
     def give_back(self, delivery: Delivery) -> None:
-        """Put the delivery back as it is."""
+        """Have the broker requeue it."""
         self._actions.append(GiveBack(delivery))
         self._settled(delivery)
+
+    def serve(self, now: float) -> None:
+        """Publish of what is no hand-over what may be published now; what waits too long to be parked goes back."""
+        while self._can_publish and (leaving := self._to_park.take(now)) is not None:
+            self._actions.append(Park(self._published(leaving), leaving.delivery, leaving.reason, leaving.detail))
+        while self._to_park.oldest() + self._config.max_hold <= now:
+            leaving = self._to_park.take_oldest()
+            self.put_back(leaving.delivery, leaving.since)
+        while self._can_publish and (leaving := self._to_put_back.take(now)) is not None:
+            self._actions.append(PutBack(self._published(leaving), leaving.delivery))
+
+    def next_at(self) -> float:
+        """Give the time from which ``serve`` can do something, infinite where that is no matter of time."""
+        lines = (self._to_park, self._to_put_back)
+        return min(
+            self._to_park.oldest() + self._config.max_hold,
+            *(line.next_at(can_publish=self._can_publish) for line in lines),
+        )
 
     def published(self, token: int, outcome: Outcome, now: float) -> UnderWay | None:
         """Take what the broker says of a message; give the hand-over that it was, None where that is of no interest."""
         entry = self._under_way.pop(token)
-        if isinstance(entry, Parking):
-            self._parked(entry, outcome, now)
+        if isinstance(entry, Leaving):
+            self._left(entry, outcome, now)
             return None
         if entry is not None and outcome is Outcome.CONFIRMED:
             self._actions.append(Ack(entry.held.delivery))
@@ -139,23 +140,25 @@ class Settlement:
         """Forget every delivery: the broker gives them again. What is under way ends without an ack."""
         self._under_way = dict.fromkeys(self._under_way)
         self._to_park.clear()
-        self._parking = 0
+        self._to_put_back.clear()
         self.deliveries = self.bytes = 0
         self._resume()
 
-    def _parked(self, parking: Parking, outcome: Outcome, now: float) -> None:
-        self._parking -= 1
-        if outcome is not Outcome.CONFIRMED:
-            self._park_at = now + min(PARKING_PAUSE * 2**self._parking_failures, MAX_PARKING_PAUSE)
-            self._parking_failures = min(self._parking_failures + 1, 10)
-            self._to_park.appendleft(parking)
-            self._actions.append(
-                Report(Fault.NOT_PARKED, None, f"outcome={outcome.value} waiting={len(self._to_park)}")
-            )
+    def _published(self, entry: UnderWay | Leaving) -> int:
+        self._token += 1
+        self._under_way[self._token] = entry
+        return self._token
+
+    def _left(self, leaving: Leaving, outcome: Outcome, now: float) -> None:
+        line = self._to_park if leaving.reason else self._to_put_back
+        taken = outcome is Outcome.CONFIRMED
+        line.ended(leaving, taken=taken, now=now)
+        if taken:
+            self._actions.append(Ack(leaving.delivery))
+            self._settled(leaving.delivery)
             return
-        self._parking_failures, self._park_at = 0, 0.0
-        self._actions.append(Ack(parking.delivery))
-        self._settled(parking.delivery)
+        fault = Fault.NOT_PARKED if leaving.reason else Fault.NOT_PUBLISHED
+        self._actions.append(Report(fault, None, f"outcome={outcome.value} waiting={len(line)}"))
 
     def _settled(self, delivery: Delivery) -> None:
         self.deliveries -= 1

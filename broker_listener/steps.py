@@ -11,9 +11,10 @@ from typing import Final
 
 from broker_listener.actions import Action, Fault, Report, Unwatch, Watch
 from broker_listener.answers import Answers
+from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.pacing import ACCEPTED_AFTER, Limits
-from broker_listener.settlement import Parking, Settlement
+from broker_listener.settlement import Settlement
 from broker_listener.timers import Timers
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
 from broker_listener.turns import Turns
@@ -105,7 +106,7 @@ class Steps:
 
     def serve(self, now: float) -> None:
         """Publish what may be published now."""
-        self._settlement.park_next(now)
+        self._settlement.serve(now)
         for user in self._turns.serve(now):
             self.arm(user, now)
 
@@ -162,7 +163,7 @@ class Steps:
         self._answers.leave_grace(user, len(expired))
         for held in expired:
             user.returned -= held.returned
-            self._settlement.give_back(held.delivery)
+            self._settlement.put_back(held.delivery, held.since)
         first = min((held.since for held in user.held), default=inf)
         user.held_until = max(first + self._max_hold, now + EXPIRY_PAUSE)
         if expired:
@@ -216,6 +217,6 @@ class Steps:
         del user.held[first:]
         for held in parked:
             user.returned -= held.returned
-            self._settlement.park(Parking(held.delivery, reason, detail, held.since), now)
+            self._settlement.park(Leaving(held.delivery, reason, detail, held.since), now)
         if parked:
             self._actions.append(Report(Fault.PARKED, user.name, f"reason={reason} jobs={len(parked)}"))

@@ -15,6 +15,7 @@ from broker_listener.actions import (
     GiveBack,
     HandOver,
     Park,
+    PutBack,
     Report,
     ResumeConsumer,
     Unwatch,
@@ -24,6 +25,7 @@ from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.pacing import digest
+from broker_listener.properties import Properties
 from broker_listener.publishing import Outcome
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
 from protocol.messages import (
@@ -51,11 +53,11 @@ class Listener:
         self.tags = count(1)
         self.outcome: Outcome | None = Outcome.CONFIRMED
         self.actions: list[Action] = []
-        self.under_way: list[HandOver | Park] = []
+        self.under_way: list[HandOver | Park | PutBack] = []
         self.machine.publishable(on=True)
 
-    def job(self, user: str, body: str, size: int = 0) -> Delivery:
-        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), b"\0\0", False, "jobs", "new-work")
+    def job(self, user: str, body: str, size: int = 0, properties: bytes = b"\0\0") -> Delivery:
+        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), properties, False, "jobs", "new-work")
         self.machine.job(user, delivery, digest(delivery.body, None), self.now)
         self.collect()
         return delivery
@@ -68,7 +70,7 @@ class Listener:
         while actions := self.machine.take_actions(self.now):
             self.actions += actions
             for action in actions:
-                if isinstance(action, HandOver | Park):
+                if isinstance(action, HandOver | Park | PutBack):
                     self.under_way.append(action)
                     if self.outcome is not None:
                         self.answer(self.outcome)
@@ -495,6 +497,57 @@ def test_after_max_hold_a_ready_user_s_job_goes_back_where_nothing_can_be_publis
     assert listener.of(GiveBack) == [GiveBack(job)]
 
 
+@pytest.fixture
+def worn_out() -> bytes:
+    """Give the properties of a job that a quorum queue has redelivered ten times: it drops it after twenty."""
+    return Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
+
+
+def test_after_max_hold_a_job_that_was_redelivered_ten_times_goes_back_by_a_confirmed_publish(worn_out: bytes) -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = None
+    job = listener.job("bob", "one", properties=worn_out)
+    listener.wait(601)
+    assert not listener.of(GiveBack)
+    assert listener.of(PutBack) == [PutBack(1, job)]
+    assert not listener.of(Ack)
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.of(Ack) == [Ack(job)]
+    assert listener.machine.settlement.deliveries == 0
+
+
+def test_a_job_that_cannot_be_put_back_is_held_and_tried_again_and_never_given_back(worn_out: bytes) -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    listener.job("bob", "one", properties=worn_out)
+    listener.machine.publishable(on=False)
+    listener.wait(3000)
+    assert not listener.of(PutBack)
+    listener.machine.publishable(on=True)
+    listener.wait(120)
+    assert 3 <= len(listener.of(PutBack)) <= 10
+    assert not listener.of(GiveBack) + listener.of(Ack)
+    listener.outcome = Outcome.CONFIRMED
+    listener.wait(31)
+    assert len(listener.of(Ack)) == 1
+
+
+def test_a_message_that_cannot_be_parked_and_was_redelivered_ten_times_is_put_back_after_max_hold(
+    worn_out: bytes,
+) -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    listener.machine.no_job(Delivery(1, 1, b"junk", worn_out, False, "", ""), "not_json", "", listener.now)
+    listener.collect()
+    listener.wait(599)
+    listener.outcome = Outcome.CONFIRMED
+    listener.machine.publishable(on=False)
+    listener.wait(2)
+    listener.machine.publishable(on=True)
+    listener.collect()
+    assert listener.bodies(PutBack) == listener.bodies(Ack) == ["junk"]
+
+
 # What is not published
 
 
@@ -597,6 +650,19 @@ def test_messages_that_cannot_be_parked_go_back_after_max_hold() -> None:
     listener.wait(640)
     assert len(listener.of(GiveBack)) == 5
     assert listener.machine.settlement.deliveries == 0
+
+
+def test_of_those_that_cannot_be_parked_the_one_held_longest_goes_back_first() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    listener.job("bob", "old")
+    listener.wait(599)
+    for number in range(3):
+        listener.machine.no_job(Delivery(1, 100 + number, b"junk", b"", False, "", ""), "not_json", "", listener.now)
+    listener.collect()
+    listener.helper("bob", Refused(ID, RefusedReason.DENIED_USER))
+    listener.wait(2)
+    assert listener.bodies(GiveBack) == ["old"]
 
 
 @pytest.mark.parametrize("reason", [reason for reason in RefusedReason if reason != "unknown_user"])

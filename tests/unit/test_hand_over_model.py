@@ -10,17 +10,31 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker_listener.actions import Ack, Ask, CancelConsumer, GiveBack, HandOver, Park, ResumeConsumer, Unwatch, Watch
+from broker_listener.actions import (
+    Ack,
+    Ask,
+    CancelConsumer,
+    GiveBack,
+    HandOver,
+    Park,
+    PutBack,
+    ResumeConsumer,
+    Unwatch,
+    Watch,
+)
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.pacing import digest
+from broker_listener.properties import Properties
 from broker_listener.publishing import Outcome
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
 
 USERS = ("alice", "bob", "eve")
 ID = RequestId("1")
 PREFETCH = 30
+WORN_OUT = Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
+"""Of a job that the broker has redelivered ten times."""
 
 
 class Listener(RuleBasedStateMachine):
@@ -49,6 +63,7 @@ class Listener(RuleBasedStateMachine):
         self.asked: Counter[str] = Counter()
         self.watched: set[str] = set()
         self.handed_over: set[int] = set()
+        self.parking: set[int] = set()
         self.consuming = True
         self.pid = 10
 
@@ -85,7 +100,7 @@ class Listener(RuleBasedStateMachine):
         delivery, generation = self.without_answer.pop(token)
         if outcome is Outcome.CONFIRMED:
             self.confirmed.add((generation, delivery.tag))
-            if delivery.body in self.user_of:
+            if delivery.body in self.user_of and token not in self.parking:
                 self.circulating.append(delivery.body)
         self.machine.published(token, outcome, self.now)
         self.act()
@@ -158,7 +173,8 @@ class Listener(RuleBasedStateMachine):
 
     def deliver(self, body: bytes) -> None:
         self.tag += 1
-        delivery = Delivery(self.generation, self.tag, body, b"", False, "", "")
+        properties = WORN_OUT if self.tag % 5 == 0 else b""
+        delivery = Delivery(self.generation, self.tag, body, properties, False, "", "")
         self.unsettled[delivery.tag] = delivery
         others = self.others_of(self.user_of[body])
         self.machine.job(self.user_of[body], delivery, digest(body, None), self.now)
@@ -171,7 +187,7 @@ class Listener(RuleBasedStateMachine):
     def act(self) -> None:
         for action in self.machine.take_actions(self.now):
             match action:
-                case HandOver() | Park():
+                case HandOver() | Park() | PutBack():
                     self.publish(action)
                 case Ack() | GiveBack():
                     self.settle(action)
@@ -185,13 +201,15 @@ class Listener(RuleBasedStateMachine):
                     assert self.consuming == isinstance(action, CancelConsumer)
                     self.consuming = not self.consuming
 
-    def publish(self, action: HandOver | Park) -> None:
+    def publish(self, action: HandOver | Park | PutBack) -> None:
         token, delivery = action.token, action.delivery
         assert self.unsettled.get(delivery.tag) is delivery, "only what is held is published"
         under_way = [other for other, _ in self.without_answer.values() if other is delivery]
         assert not under_way, "a delivery is under way at most once"
         assert token not in self.without_answer
         self.without_answer[token] = (delivery, delivery.generation)
+        if isinstance(action, Park):
+            self.parking.add(token)
         if isinstance(action, HandOver):
             self.note_order(delivery)
             self.handed_over.add(token)
@@ -202,7 +220,9 @@ class Listener(RuleBasedStateMachine):
         assert self.unsettled.pop(delivery.tag, None) is delivery, "a delivery is settled at most once"
         if isinstance(action, Ack):
             assert (delivery.generation, delivery.tag) in self.confirmed, "acked after a confirm"
-        elif delivery.body in self.user_of:
+        else:
+            assert delivery.properties != WORN_OUT or self.requeues, "the broker would drop it"
+        if isinstance(action, GiveBack) and delivery.body in self.user_of:
             self.circulating.append(delivery.body)
 
     def note_order(self, delivery: Delivery) -> None:
@@ -216,7 +236,7 @@ class Listener(RuleBasedStateMachine):
         assert settlement.bytes == sum(sizes)
         held = sum(len(user.held) for user in self.machine._users.values())
         under_way = sum(delivery.generation == self.generation for delivery, _ in self.without_answer.values())
-        assert held + settlement.to_park + under_way == len(self.unsettled), "no delivery is forgotten"
+        assert held + settlement.aside + under_way == len(self.unsettled), "no delivery is forgotten"
 
     @invariant()
     def each_user_s_counts_are_those_of_its_jobs(self) -> None:
