@@ -7,7 +7,7 @@ test's own process: its connection is made in the machine's network.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from protocol.codec import decode_reply
 from protocol.messages import ExecutorEntry, Executors
 from tests.lab.broker_node import broker_accounts, definitions
 from tests.lab.ldap import Directory
-from tests.lab.machine import Machine
+from tests.lab.machine import PACKAGES, Machine
 from tests.lab.processes import wait_for
 from tests.lab.toml import dumps
 from tests.simulated_knime.server import Report, SimulatedServer
@@ -34,8 +34,8 @@ _SLICE_CGROUP: Final = f"/sys/fs/cgroup/knime.slice/{SLICE}"
 class BootedSite:
     """One site; ``restore`` brings it back to a running one with nothing in its queues and no executor."""
 
-    def __init__(self, suite: str, directory: Path) -> None:
-        self.machine = Machine(suite, directory)
+    def __init__(self, suite: str, directory: Path, packages: Sequence[str] = PACKAGES) -> None:
+        self.machine = Machine(suite, directory, packages)
         self.directory = Directory(self.machine, USERS)
         self._server_account, self._listener_account, self._executors_account = broker_accounts()
         self._fresh = iter(self.directory.names)
@@ -290,9 +290,9 @@ disk_free_limit.absolute = 50MB
 """
 
 
-def booted_site(suite: str, directory: Path) -> Iterator[BootedSite]:
+def booted_site(suite: str, directory: Path, packages: Sequence[str] = PACKAGES) -> Iterator[BootedSite]:
     """Give a site for a fixture: made, then removed whatever happens."""
-    site = BootedSite(suite, directory)
+    site = BootedSite(suite, directory, packages)
     try:
         site.create()
         yield site

@@ -27,14 +27,16 @@ PACKAGES: Final = (
     "rabbitmq-server", "python3-pika", "python3-zmq", "python3-psutil", "python3-pylibacl",
     "slapd", "ldap-utils", "sssd-ldap", "sssd-dbus", "sssd-tools", "libnss-sss", "libpam-sss",
 )  # fmt: skip
+JAVA: Final = ("default-jre-headless", "librabbitmq-client-java")
+"""For the one test whose executor is a Java program."""
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Machine:
     """One booted Debian; ``root`` is its file system, seen from outside."""
 
-    def __init__(self, suite: str, directory: Path) -> None:
-        self.suite = suite
+    def __init__(self, suite: str, directory: Path, packages: Sequence[str] = PACKAGES) -> None:
+        self.suite, self._packages = suite, packages
         self.root = directory / "root"
         self._directory = directory
         self._log = directory / "boot.log"
@@ -45,7 +47,7 @@ class Machine:
     def create(self) -> None:
         """Lay out the file system from the suite's image."""
         self.root.mkdir(parents=True)
-        self._run("tar", "-C", str(self.root), "-xf", str(image(self.suite)), "--exclude=./dev/*")
+        self._run("tar", "-C", str(self.root), "-xf", str(image(self.suite, self._packages)), "--exclude=./dev/*")
         (self.root / "etc/machine-id").unlink(missing_ok=True)
         self._run("systemd-machine-id-setup", f"--root={self.root}")
 
@@ -168,6 +170,14 @@ class Machine:
         return output
 
 
+def why_none_boots() -> str | None:
+    """Say why no container can be booted here, None where one can."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    held = int(status.partition("\nCapEff:")[2].split(maxsplit=1)[0], 16)
+    return None if held & 1 << _CAP_SYS_ADMIN else "no container can be booted here: CAP_SYS_ADMIN is missing"
+
+
+_CAP_SYS_ADMIN: Final = 21
 _CLONE_NEWNET: Final = 0x40000000
 
 
