@@ -24,6 +24,7 @@ from root_helper.trusted_files import trusted_directory_faults
 _NAME_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To look at a directory: needs no right to it and starts nothing in it (open(2), O_PATH), but mounts an automount."""
 _READABLE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SKELETON: Final = "/etc/skel"  # mkhomedir_helper's own, mkhomedir_helper(8)
 _MKHOMEDIR: Final = "/usr/sbin/mkhomedir_helper"
 _MARKER_EXPLAINS: Final = 600.0
 """Seconds after a start within which a root-owned home may be what it left; later it is an administrator's work."""
@@ -130,8 +131,11 @@ def _make_home(account: Account, home_roots: Sequence[str], *, half_made: bool) 
             _remove_half_made(within, name, account, marker)
         status = _run_mkhomedir(account, marker)
         found = _home_as_the_user_sees_it(account)
-        # Owner and mode decide, which it sets last; its status is 6 for a good home made without CAP_FOWNER.
-        if found is None or found.st_uid != account.uid:
+        # Owner and content decide: its status is 6 for a good home made without CAP_FOWNER, too, and PAM 1.7 gives a
+        # home away that it could not fill.
+        if found is None or found.st_uid != account.uid or not _holds_the_skeleton(account):
+            if found is not None and found.st_uid == account.uid:
+                _remove(within, name)
             raise NotPrepared(account.home, f"mkhomedir_helper did not finish it (status {status}); disk or quota?")
         # PRIVILEGED: our own marker, in a directory that only root can write.
         os.unlink(marker_name, dir_fd=within)
@@ -180,6 +184,20 @@ def _run_mkhomedir(account: Account, marker: int) -> int:
         ).returncode
     except FileNotFoundError as error:
         raise NotPrepared(account.home, f"{_MKHOMEDIR} is missing; install libpam-modules-bin") from error
+
+
+def _holds_the_skeleton(account: Account) -> bool:
+    """Tell whether every file of the skeleton directory is in the home just made, of the same size."""
+    with _acting_as(account):
+        for directory, _, names in os.walk(_SKELETON):
+            for source in (os.path.join(directory, name) for name in names):
+                copy = os.path.join(account.home, os.path.relpath(source, _SKELETON))
+                try:
+                    if os.lstat(copy).st_size != os.lstat(source).st_size:
+                        return False
+                except OSError:
+                    return False
+    return True
 
 
 def _home_as_the_user_sees_it(account: Account) -> os.stat_result | None:

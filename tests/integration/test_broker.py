@@ -22,6 +22,7 @@ from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 DEADLINE = 30.0
 JOBS = "knime-jobs"
 PARKED = "knime-jobs.parked"
+SCRATCH = "scratch"
 TAKEN = "taken"
 EMPTY = b"\0\0"
 
@@ -52,6 +53,14 @@ class Server:
     def get(self, queue: str) -> tuple[bytes, bytes, bool] | None:
         method, properties, body = self._channel.basic_get(queue, auto_ack=True)
         return None if method is None else (body, properties.raw, method.redelivered)
+
+    def as_delivered(self, properties: bytes) -> bytes:
+        """Give what a bare consumer gets of these properties: RabbitMQ 4 writes header tables anew (3.10 does not)."""
+        self._channel.queue_declare(SCRATCH)
+        self.publish(b"", properties=properties, routing_key=SCRATCH)
+        while (message := self.get(SCRATCH)) is None:
+            self._connection.sleep(0.005)
+        return message[1]
 
     def ready(self, queue: str) -> int:
         answer = self._channel.queue_declare(queue, passive=True)
@@ -206,15 +215,17 @@ def test_properties_arrive_are_handed_over_and_parked_bit_for_bit(setting: Setti
     async def check(broker: Broker, events: Events) -> None:
         await true(lambda: events.deliveries and broker.can_publish)
         (delivery,) = events.deliveries
-        assert delivery.properties == raw
-        broker.hand_over(1, delivery.body, p.handed_over(raw, broker.account))
-        parked = p.parked(raw, "not_json", "d", "t", delivery.exchange, delivery.routing_key, broker.max_properties)
+        came = setting.server.as_delivered(raw)
+        assert delivery.properties == came
+        handed_over = p.handed_over(came, broker.account)
+        broker.hand_over(1, delivery.body, handed_over)
+        parked = p.parked(came, "not_json", "d", "t", delivery.exchange, delivery.routing_key, broker.max_properties)
         broker.park(2, delivery.body, parked)
         await true(lambda: len(events.outcomes) == 2)
         assert events.outcomes == {1: Outcome.CONFIRMED, 2: Outcome.CONFIRMED}
         broker.ack(delivery)
-        assert setting.server.get(TAKEN) == (b"job", p.handed_over(raw, broker.account), False)
-        assert setting.server.get(PARKED) == (b"job", parked, False)
+        assert setting.server.get(TAKEN) == (b"job", setting.server.as_delivered(handed_over), False)
+        assert setting.server.get(PARKED) == (b"job", setting.server.as_delivered(parked), False)
 
     setting.run(check)
     assert setting.server.ready(JOBS) == setting.server.ready(TAKEN) == 0
@@ -241,13 +252,19 @@ def test_a_job_that_is_handed_over_is_not_copied_to_where_its_publisher_had_it_c
 
 
 @pytest.mark.parametrize("raw", [b"\0\1", b"\0\2"])
-def test_flags_that_do_not_exist_pass_the_broker_and_are_parked_as_bad_properties(setting: Setting, raw: bytes) -> None:
+def test_flags_that_do_not_exist_are_parked_as_bad_properties_where_the_broker_passes_them_on(
+    setting: Setting, raw: bytes
+) -> None:
     setting.server.publish(b"job", properties=raw)
 
     async def check(broker: Broker, events: Events) -> None:
         await true(lambda: events.deliveries and broker.can_publish)
-        with pytest.raises(p.BadProperties):
-            p.parse(events.deliveries[0].properties)
+        came = events.deliveries[0].properties
+        if came == raw:  # RabbitMQ 4 takes them off itself
+            with pytest.raises(p.BadProperties):
+                p.parse(came)
+        else:
+            assert came == EMPTY
         broker.park(1, b"job", p.parked(raw, "bad_properties", "", "t", "", "", broker.max_properties))
         await true(lambda: events.outcomes == {1: Outcome.CONFIRMED})
         broker.ack(events.deliveries[0])

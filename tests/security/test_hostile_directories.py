@@ -453,7 +453,7 @@ def test_a_full_disk_leaves_no_home_that_is_used_and_the_next_start_with_room_ma
         for _ in range(2):
             with pytest.raises(NotPrepared, match="did not finish"):
                 ensure_home(account_of(user, home), [str(home.parent)])
-            assert home.owner() == "root"
+            assert not home.exists() or home.owner() == "root"  # PAM 1.7 gives it away unfinished: it was removed
         mount("-o", "remount,size=1m", tree / "parent")
         ensure_home(account_of(user, home), [str(home.parent)])
         assert (home / "large").stat().st_size == 200_000

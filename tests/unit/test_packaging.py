@@ -230,7 +230,9 @@ def test_a_manual_page_is_typeset_without_a_warning(page: Path) -> None:
 def test_lintian_has_nothing_to_say_about_the_package(tmp_path: Path) -> None:
     package = run("systemd/package", "deb", "--output", tmp_path).strip()
     said = run("lintian", "--pedantic", "--display-info", "--display-experimental", "--fail-on", "none", package)
-    assert [line for line in said.splitlines() if line != "running with root privileges is not recommended!"] == []
+    # An override for a tag of Debian 12's lintian is an alien tag to Debian 13's.
+    harmless = ("running with root privileges is not recommended!", "E: knime-peruser: alien-tag ")
+    assert [line for line in said.splitlines() if not line.startswith(harmless)] == []
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
