@@ -72,8 +72,8 @@ class Machine:
         self._actions.clear()
         return taken
 
-    def job(self, name: str, delivery: Delivery, digest: bytes, now: float) -> None:
-        """Take a job of the user; ``digest`` is of ``pacing.digest``."""
+    def job(self, name: str, delivery: Delivery, digest: bytes, now: float, *, handed: bool = False) -> None:
+        """Take a job of the user; ``digest`` is of ``pacing.digest``, ``handed`` where it bears a hand-over's mark."""
         self.settlement.arrived(delivery)
         user = self._user(name, now)
         user.active_at = now
@@ -81,7 +81,7 @@ class Machine:
             self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now), now)
             return
         seen = self._seen.arrived(digest, now)
-        returned = seen.handed
+        returned = handed or seen.handed
         if not user.held:
             user.held_until = now + self._max_hold  # of those that arrive after it, none is older
         heappush(user.held, Held(seen.seq, delivery.tag, returned, now, delivery, seen))

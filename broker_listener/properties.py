@@ -125,6 +125,14 @@ def handed_over(raw: bytes, account: str) -> bytes:
     return Properties(properties.fields, headers).encode()
 
 
+def can_handle(raw: bytes) -> bool:
+    """Say whether they bear a hand-over's mark, ``canHandle`` true; where it is somewhere else in them, too.
+
+    That steers a pause only, and walking them takes fifty times as long.
+    """
+    return b"\x09canHandle" + _TRUE in raw
+
+
 def put_back(raw: bytes, account: str) -> bytes:
     """Give the properties with which a job goes back by being published: as they came, but for three.
 

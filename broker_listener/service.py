@@ -25,7 +25,7 @@ from broker_listener.jobs import Job, read_job
 from broker_listener.limited_log import LimitedLog
 from broker_listener.notify import Notify
 from broker_listener.pacing import digest
-from broker_listener.properties import BadProperties, handed_over, message_id, parked, put_back
+from broker_listener.properties import BadProperties, can_handle, handed_over, message_id, parked, put_back
 from broker_listener.publishing import Outcome
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
@@ -51,8 +51,8 @@ class Service:
 
     def __init__(self, config: ListenerConfig) -> None:
         self._config = config
-        give_back = may_give_back if config.hand_over.mode == "requeue" else None
-        self._machine = Machine(config.broker, config.hand_over, give_back)
+        self._requeues = config.hand_over.mode == "requeue"
+        self._machine = Machine(config.broker, config.hand_over, may_give_back if self._requeues else None)
         self._broker = Broker(config.broker, self)
         self._helper = HelperClient(config.helper, self)
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
@@ -153,7 +153,9 @@ class Service:
         elif len(delivery.properties) + CAN_HANDLE_BYTES > self._broker.max_properties:
             self._machine.no_job(delivery, "bad_properties", "they fill a frame, canHandle has no room", now)
         else:
-            self._machine.job(job.user, delivery, digest(delivery.body, identity), now)
+            # A circulating flood passes through the small table of jobs seen; what was given back has no mark.
+            handed = can_handle(delivery.properties) or (self._requeues and delivery.redelivered)
+            self._machine.job(job.user, delivery, digest(delivery.body, identity), now, handed=handed)
 
     def _soon(self) -> None:
         """Do what the machine wants once for all that this turn of the loop brings."""

@@ -37,7 +37,7 @@ class Turns:
 
     def join(self, user: User, now: float) -> None:
         """Stand in line, if a job of the user may go now."""
-        if not user.queued and may_go(user, now):
+        if not user.queued and self._may_go(user, now):
             user.queued = True
             (self._paced if user.held[0].returned else self._flowing).append(user)
 
@@ -63,7 +63,7 @@ class Turns:
 
     def _turn(self, user: User, waiting: list[User], now: float) -> None:
         user.queued = False
-        if not may_go(user, now):
+        if not self._may_go(user, now):
             waiting.append(user)
             return
         held = heappop(user.held)
@@ -81,15 +81,15 @@ class Turns:
         if user.held and not user.queued:
             waiting.append(user)
 
-
-def may_go(user: User, now: float) -> bool:
-    """Say whether the user's oldest job may be handed over now."""
-    if not user.held:
+    def _may_go(self, user: User, now: float) -> bool:
+        """Say whether the user's oldest job may be handed over now."""
+        if not user.held:
+            return False
+        if user.failures:
+            return not user.under_way and now >= user.pace.next_at and user.state in (State.READY, State.PROBING)
+        if user.state is State.READY:
+            # At the bound what is held hides others' first jobs: then ``returns_per_second`` alone holds it back.
+            return not user.returned or now >= user.pace.next_at or not self._settlement.consuming
+        if user.state is State.PROBING:
+            return not user.under_way and not user.pace.out and now >= user.pace.next_at
         return False
-    if user.failures:
-        return not user.under_way and now >= user.pace.next_at and user.state in (State.READY, State.PROBING)
-    if user.state is State.READY:
-        return not user.returned or now >= user.pace.next_at
-    if user.state is State.PROBING:
-        return not user.under_way and not user.pace.out and now >= user.pace.next_at
-    return False

@@ -56,9 +56,11 @@ class Listener:
         self.under_way: list[HandOver | Park | PutBack] = []
         self.machine.publishable(on=True)
 
-    def job(self, user: str, body: str, size: int = 0, properties: bytes = b"\0\0") -> Delivery:
+    def job(
+        self, user: str, body: str, size: int = 0, properties: bytes = b"\0\0", *, handed: bool = False
+    ) -> Delivery:
         delivery = Delivery(1, next(self.tags), body.encode().ljust(size), properties, False, "jobs", "new-work")
-        self.machine.job(user, delivery, digest(delivery.body, None), self.now)
+        self.machine.job(user, delivery, digest(delivery.body, None), self.now, handed=handed)
         self.collect()
         return delivery
 
@@ -326,6 +328,31 @@ def test_the_pause_grows_five_percent_a_return_up_to_retry_max_while_nothing_is_
     assert pauses[0] == pytest.approx(0.01, abs=0.002)
     assert all(later >= earlier - 0.002 for earlier, later in pairwise(pauses))
     assert pauses[-1] == pytest.approx(0.25, abs=0.002)
+
+
+def test_a_job_that_a_listener_handed_over_is_paced_though_it_was_forgotten_here() -> None:
+    """More than are remembered are on their way round, or this listener was started after they were handed over."""
+    listener = Listener(retry_initial=0.01)
+    listener.ready("bob")
+    for number in range(5):
+        listener.job("bob", f"job {number}", handed=True)
+    assert not listener.of(HandOver)
+    listener.wait(0.0105)
+    assert listener.bodies() == ["job 0"]
+    listener.wait(0.010)
+    assert listener.bodies() == ["job 0", "job 1"]
+
+
+def test_at_the_bound_only_returns_per_second_holds_back_what_came_back_since_it_hides_other_users() -> None:
+    listener = Listener({"prefetch": 100}, retry_initial=0.25)
+    listener.ready("bob")
+    for number in range(100):
+        listener.job("bob", f"job {number}", handed=True)
+    assert len(listener.of(CancelConsumer)) == 1
+    listener.wait(0.25 + 51 / 500)
+    assert len(listener.of(ResumeConsumer)) == 1
+    listener.wait(1.0)
+    assert 51 <= len(listener.bodies()) <= 60
 
 
 def test_an_accepted_job_makes_the_pause_short_again() -> None:

@@ -130,6 +130,16 @@ def test_handing_over_sets_can_handle_and_takes_off_cc_and_bcc_and_a_foreign_use
 
 
 @given(PROPERTIES)
+def test_what_was_handed_over_is_known_by_its_bytes(properties: p.Properties) -> None:
+    assert p.can_handle(p.handed_over(properties.encode(), "knime"))
+
+
+def test_what_was_not_handed_over_is_not_taken_for_it() -> None:
+    assert not p.can_handle(raw_of([(b"canHandle", b"t\0")]))
+    assert not p.can_handle(raw_of([], type=b"\x09canHandle"))
+
+
+@given(PROPERTIES)
 def test_what_is_put_back_by_publishing_keeps_can_handle_as_it_came(properties: p.Properties) -> None:
     after = p.parse(p.put_back(properties.encode(), "knime"))
     assert after.headers == (
