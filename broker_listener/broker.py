@@ -1,7 +1,7 @@
 """Connections and channels of the broker: all of pika, which nothing else imports.
 
-What ends a channel ends its connection and says why. No exception of pika leaves this file, no property is decoded,
-and no password is kept: it is read at each connect and given to pika alone.
+What ends a channel ends its connection, unless the channel stands for itself, and says why. No exception of pika leaves
+this file, no property is decoded, and no password is kept: it is read at each connect and given to pika alone.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
 from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_password, tls_context
-from broker_listener.link import Lost, Role
+from broker_listener.link import Losable, Lost, Role
 from broker_listener.properties import RawProperties
 
 FRAME_MAX: Final = 131072
@@ -32,13 +32,16 @@ logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
 
 
 class Channel:
-    """A channel of pika's: its answers can be awaited, and where pika raises, Lost is raised or on its way."""
+    """A channel of pika's: its answers can be awaited, and where pika raises, Lost is raised or on its way.
 
-    def __init__(self, raw: Any, connection: "Connection") -> None:
+    Its end, or its consumer's, is that of ``whole``: the connection, or what stands for this channel alone.
+    """
+
+    def __init__(self, raw: Any, whole: Losable) -> None:
         self._raw = raw
-        self._future = connection.future
-        raw.add_on_close_callback(lambda _channel, error: connection.fail(_reason(error)))
-        raw.add_on_cancel_callback(lambda _frame: connection.fail("the broker ended the consumer: is the queue gone?"))
+        self._whole = whole
+        raw.add_on_close_callback(lambda _channel, error: whole.fail(_reason(error)))
+        raw.add_on_cancel_callback(lambda _frame: whole.fail("the broker ended the consumer: is the queue gone?"))
 
     async def expect_queue(self, name: str) -> None:
         """See that the queue is there; raises Lost."""
@@ -103,43 +106,27 @@ class Channel:
             return
 
     def _ask(self, method: Callable[..., object], **arguments: object) -> asyncio.Future[Any]:
-        answer = self._future()
+        answer = self._whole.future()
         _call(answer, method, callback=partial(_settle, answer), **arguments)
         return answer
 
 
-class Connection:
-    """A connection of pika's that is open; what waits on it fails with Lost when it, or a channel of it, is lost."""
+class Connection(Losable):
+    """A connection of pika's that is open; it is lost when a channel of it is, too."""
 
     def __init__(self, raw: Any, closed: asyncio.Future[str]) -> None:
+        super().__init__()
         self._raw = raw
         self._closed = closed
-        self._waiting: set[asyncio.Future[Any]] = set()
         self.frame_max = raw.params.frame_max or FRAME_MAX
         self.max_properties = max_properties(self.frame_max)
         closed.add_done_callback(lambda closed: self.fail(closed.result()))
 
-    def future(self) -> asyncio.Future[Any]:
-        """Give a future that fails with Lost when the connection is lost."""
-        future = asyncio.get_running_loop().create_future()
-        if self._closed.done():
-            future.set_exception(Lost(self._closed.result()))
-            return future
-        self._waiting.add(future)
-        future.add_done_callback(self._waiting.discard)
-        return future
-
-    def fail(self, reason: str) -> None:
-        """Take it as lost."""
-        for future in list(self._waiting):
-            if not future.done():
-                future.set_exception(Lost(reason))
-
-    async def open_channel(self) -> Channel:
-        """Open a channel whose end is the connection's; raises Lost."""
+    async def open_channel(self, whole: Losable | None = None) -> Channel:
+        """Open a channel whose end is that of ``whole``, of the connection unless it is given; raises Lost."""
         opened = self.future()
         _call(opened, self._raw.channel, on_open_callback=partial(_settle, opened))
-        return Channel(await opened, self)
+        return Channel(await opened, whole or self)
 
     async def declare_queue(self, name: str, arguments: dict[str, object]) -> str | None:
         """Declare a durable queue on a channel of its own; give why it cannot be had, if so; raises Lost."""
@@ -249,7 +236,9 @@ def max_properties(frame_max: int) -> int:
 
 
 def _call(answer: asyncio.Future[Any], method: Callable[..., object], **arguments: object) -> None:
-    """Call what will settle the answer; what pika raises settles it, too."""
+    """Call what will settle the answer, unless it is settled; what pika raises settles it, too."""
+    if answer.done():
+        return
     try:
         method(**arguments)
     except AMQPError as error:

@@ -170,6 +170,8 @@ class Consumer:
         exchange: str,
         routing_key: str,
     ) -> None:
+        if self._channel is None:  # lost, and not closed yet: it comes again
+            return
         self._settlements.delivered(tag)
         delivery = Delivery(self.generation, tag, body, properties, redelivered, exchange, routing_key)
         try:

@@ -23,6 +23,35 @@ class Lost(Exception):
     """A connection or channel is gone, or could not be had; the text says why, in ASCII and cut."""
 
 
+class Losable:
+    """What can be lost, once; ``on_lost`` is called then. What waits on it fails with Lost, whenever it began to."""
+
+    def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
+        self._on_lost = on_lost
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._reason: str | None = None
+
+    def future(self) -> asyncio.Future[Any]:
+        """Give a future that fails with Lost when it is lost, or because it is."""
+        future = asyncio.get_running_loop().create_future()
+        if self._reason is not None:
+            future.set_exception(Lost(self._reason))
+            return future
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def fail(self, reason: str) -> None:
+        """Take it as lost; the first reason counts."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(Lost(reason))
+        self._on_lost()
+
+
 class Connection(Protocol):
     """What a link sees of a connection."""
 

@@ -13,6 +13,7 @@ import pika
 import pytest
 
 from broker_listener import properties as p
+from broker_listener.broker import Connection
 from broker_listener.broker_connections import Broker
 from broker_listener.config import BrokerConfig
 from broker_listener.consuming import Delivery
@@ -417,6 +418,31 @@ def test_a_deleted_queue_loses_its_deliveries_and_is_taken_up_when_it_is_back(se
 
     setting.run(check)
     assert setting.server.ready(JOBS) == 0
+
+
+def test_a_queue_that_is_deleted_while_the_consumer_begins_or_ends_is_taken_up_again_too(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing waits for the broker at the moment in which it ends the consumer."""
+
+    async def check(broker: Broker, events: Events) -> None:
+        fail = Connection.fail
+
+        def fail_while_nothing_waits(connection: Connection, reason: str) -> None:
+            broker.resume_consumer()
+            fail(connection, reason)
+
+        await true(lambda: broker.can_publish and broker._consume.up)
+        monkeypatch.setattr(Connection, "fail", fail_while_nothing_waits)
+        setting.server.queue_delete(JOBS)
+        await true(lambda: events.lost)
+        monkeypatch.undo()
+        setting.server.declare_queue()
+        setting.server.publish(b"job")
+        await true(lambda: events.deliveries)
+        broker.ack(events.deliveries[0])
+
+    setting.run(check)
 
 
 def test_a_publish_that_the_broker_refuses_does_not_touch_what_is_held(setting: Setting) -> None:
