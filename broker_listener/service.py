@@ -16,11 +16,12 @@ from typing import Any, Final
 
 from broker_listener import actions as a
 from broker_listener.answers import Answer
+from broker_listener.asking import Asks
 from broker_listener.broker_connections import Broker
 from broker_listener.config import ListenerConfig, parse_url
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
-from broker_listener.helper import HelperAway, HelperClient
+from broker_listener.helper import HelperClient
 from broker_listener.jobs import Job, read_job
 from broker_listener.limited_log import LimitedLog
 from broker_listener.notify import Notify
@@ -58,9 +59,8 @@ class Service:
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
         self._notify = Notify()
-        self._before: dict[str, frozenset[int]] = {}
         self._capacity = ""
-        self._asks: set[asyncio.Task[None]] = set()
+        self._asks = Asks(self._helper, self._readiness, self._answered)
         self._nothing_under_way = asyncio.Event()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -73,7 +73,7 @@ class Service:
             a.PutBack: self._put_back,
             a.Ack: lambda action: self._broker.ack(action.delivery),
             a.GiveBack: lambda action: self._broker.give_back(action.delivery),
-            a.Ask: self._ask,
+            a.Ask: self._asks.ask,
             a.Watch: self._watch,
             a.Unwatch: lambda action: self._readiness.unwatch(action.user),
             a.CancelConsumer: lambda _: self._broker.cancel_consumer(),
@@ -203,29 +203,12 @@ class Service:
         properties = parked(delivery.properties, action.reason, action.detail, now, *came_by, limit)
         self._broker.park(action.token, delivery.body, properties)
 
-    def _ask(self, action: a.Ask) -> None:
-        task = asyncio.get_running_loop().create_task(self._asked(action))
-        self._asks.add(task)
-        task.add_done_callback(self._asks.discard)
-
-    async def _asked(self, action: a.Ask) -> None:
-        before: frozenset[int] = frozenset()
-        answer: Answer = None
-        try:
-            if action.fresh:
-                before = await self._readiness.sockets_now()
-            answer = await self._helper.ensure(action.user)
-        except HelperAway as away:
-            self._faults[a.Fault.NO_EXECUTOR_NOW].warning("event=helper_away user=%s reason=%r", action.user, str(away))
-        except OSError as error:
-            self._bugs.warning("event=sockets_not_read reason=%r", str(error))
-        self._before[action.user] = before
-        self._machine.answered(action.user, answer, time.monotonic())
+    def _answered(self, user: str, answer: Answer) -> None:
+        self._machine.answered(user, answer, time.monotonic())
         self._perform()
-        del self._before[action.user]
 
     def _watch(self, action: a.Watch) -> None:
-        before = self._before.get(action.user, frozenset())
+        before = self._asks.before(action.user)
         self._readiness.watch(action.user, action.uid, action.cgroup, before, time.monotonic())
 
     def _report(self, action: a.Report) -> None:
@@ -252,7 +235,6 @@ class Service:
                     await self._nothing_under_way.wait()
         await self._broker.close(STOP_WITHIN)
         self._readiness.close()
-        for task in self._asks:
-            task.cancel()
+        self._asks.close()
         await self._helper.close()
         self._notify.close()
