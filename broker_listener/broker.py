@@ -85,11 +85,13 @@ class Channel:
         await answer
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: bytes) -> None:
-        """Publish as mandatory."""
+        """Publish as mandatory; raises Lost where that fails: then the channel ends, whatever has gone out."""
         try:
             self._raw.basic_publish(exchange, routing_key, body, RawProperties(properties), True)
-        except AMQPError:
-            return
+        except Exception as error:  # noqa: BLE001 - no memory, say: both sides do not count the same any more
+            reason = _reason(error)
+            asyncio.get_running_loop().call_soon(self._end, reason)
+            raise Lost(reason) from None
 
     def ack(self, tag: int, *, multiple: bool) -> None:
         """Settle a delivery, or all up to it, as done."""
@@ -104,6 +106,12 @@ class Channel:
             self._raw.basic_nack(tag, False, True)
         except AMQPError:
             return
+
+    def _end(self, reason: str) -> None:
+        self._whole.fail(reason)
+        with contextlib.suppress(AMQPError):
+            if self._raw.is_open:
+                self._raw.close()
 
     def _ask(self, method: Callable[..., object], **arguments: object) -> asyncio.Future[Any]:
         answer = self._whole.future()

@@ -15,9 +15,9 @@ from broker_listener.actions import Action, Fault, Report
 from broker_listener.answers import Answer, Answers
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.pacing import Budget, Limits, SeenJobs
-from broker_listener.publishing import Outcome
 from broker_listener.settlement import Settlement
 from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
 from broker_listener.timers import Timers

@@ -24,9 +24,9 @@ class Lost(Exception):
 
 
 class Losable:
-    """What can be lost, once; ``on_lost`` is called then. What waits on it fails with Lost, whenever it began to."""
+    """What can be lost, once, and ``on_lost`` is told why. What waits on it fails with Lost, whenever it began to."""
 
-    def __init__(self, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_lost: Callable[[str], None] = lambda _: None) -> None:
         self._on_lost = on_lost
         self._waiting: set[asyncio.Future[Any]] = set()
         self._reason: str | None = None
@@ -49,7 +49,7 @@ class Losable:
         for future in list(self._waiting):
             if not future.done():
                 future.set_exception(Lost(reason))
-        self._on_lost()
+        self._on_lost(reason)
 
 
 class Connection(Protocol):

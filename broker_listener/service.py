@@ -19,6 +19,7 @@ from broker_listener.answers import Answer
 from broker_listener.asking import Asks
 from broker_listener.broker_connections import Broker
 from broker_listener.config import ListenerConfig, parse_url
+from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.helper import HelperClient
@@ -27,7 +28,6 @@ from broker_listener.limited_log import LimitedLog
 from broker_listener.notify import Notify
 from broker_listener.pacing import digest
 from broker_listener.properties import BadProperties, can_handle, handed_over, message_id, parked, put_back
-from broker_listener.publishing import Outcome
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
 from protocol.messages import ExecutorEntry, Exited

@@ -21,8 +21,8 @@ from broker_listener.actions import (
 )
 from broker_listener.aside import Leaving, Line
 from broker_listener.config import BrokerConfig
+from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
-from broker_listener.publishing import Outcome
 from broker_listener.requeue import redelivered_too_often
 from broker_listener.user import Held, User
 

@@ -16,8 +16,8 @@ from broker_listener import properties as p
 from broker_listener.broker import Connection
 from broker_listener.broker_connections import Broker
 from broker_listener.config import BrokerConfig
+from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
-from broker_listener.publishing import Outcome
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 
 DEADLINE = 30.0
@@ -137,6 +137,10 @@ async def true(condition: Callable[[], object]) -> None:
     """Wait until it is true; ``run`` has the deadline."""
     while not condition():  # noqa: ASYNC110 - what is waited for is the broker's
         await asyncio.sleep(0.005)
+
+
+async def answered(events: Events, *tokens: int) -> None:
+    await true(lambda: events.outcomes.keys() >= set(tokens))
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +379,83 @@ def test_a_full_parked_queue_nacks_and_hand_overs_go_on(bare: Setting) -> None:
         assert events.outcomes == {1: Outcome.CONFIRMED, 2: Outcome.NACKED, 3: Outcome.CONFIRMED}
 
     bare.run(check)
+
+
+def test_a_parked_queue_that_was_deleted_is_declared_again(setting: Setting) -> None:
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        setting.server.queue_delete(PARKED)
+        broker.park(1, b"junk", EMPTY)
+        await true(lambda: events.outcomes == {1: Outcome.RETURNED})
+        token = 1
+        while events.outcomes[token] is not Outcome.CONFIRMED:
+            token += 1
+            await asyncio.sleep(0.05)
+            broker.park(token, b"junk", EMPTY)
+            await answered(events, token)
+        assert events.publishable == [True]
+        assert setting.server.ready(PARKED) == 1
+
+    setting.run(check)
+
+
+def test_a_message_that_may_not_be_parked_ends_no_hand_over(setting: Setting) -> None:
+    """The account lacks the default exchange: the broker closes the channel of each attempt."""
+    name, (configure, write, read) = setting.node.listener.name, setting.node.listener.permissions
+
+    def permit(pattern: str) -> None:
+        setting.node.ctl("set_permissions", "-p", setting.vhost, name, configure, pattern, read)
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        for token in range(0, 100, 2):
+            broker.park(token, b"junk", EMPTY)
+            broker.hand_over(token + 1, b"job", EMPTY)
+            await answered(events, token, token + 1)
+            assert events.outcomes[token] is Outcome.LOST
+            assert events.outcomes[token + 1] is Outcome.CONFIRMED
+        assert events.publishable == [True]
+        await asyncio.to_thread(permit, write)
+        token = 1000
+        while events.outcomes.get(token) is not Outcome.CONFIRMED:
+            token += 1
+            broker.park(token, b"junk", EMPTY)
+            await answered(events, token)
+            await asyncio.sleep(0.05)  # a right that was missing is remembered by a channel for a while
+        assert events.publishable == [True]
+
+    permit("^knime-jobs.parked$|^knime-server2executorknime-jobs$")
+    setting.run(check)
+
+
+@pytest.mark.parametrize("parks", [False, True])
+def test_a_publish_that_raises_shifts_no_confirm_to_another_message(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, *, parks: bool
+) -> None:
+    def raises(*_: object) -> None:
+        raise MemoryError
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        publish = broker.park if parks else broker.hand_over
+        publish(1, b"before", EMPTY)
+        with monkeypatch.context() as patched:
+            patched.setattr(pika.channel.Channel, "basic_publish", raises)
+            publish(2, b"raises", EMPTY)
+        publish(3, b"after", EMPTY)
+        await true(lambda: len(events.outcomes) == 3)
+        assert set(events.outcomes.values()) == {Outcome.LOST}
+        setting.server.queue_unbind(TAKEN, JOBS_EXCHANGE, "new-work")
+        token = 3
+        expected = Outcome.CONFIRMED if parks else Outcome.RETURNED
+        while events.outcomes[token] is Outcome.LOST:
+            token += 1
+            publish(token, b"later", EMPTY)
+            await answered(events, token)
+            await asyncio.sleep(0.05)
+        assert events.outcomes[token] is expected
+
+    setting.run(check)
 
 
 def test_the_parked_queue_is_durable_bounded_and_rejects_when_full(setting: Setting) -> None:

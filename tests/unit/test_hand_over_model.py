@@ -23,11 +23,11 @@ from broker_listener.actions import (
     Watch,
 )
 from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.pacing import digest
 from broker_listener.properties import Properties
-from broker_listener.publishing import Outcome
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
 
 USERS = ("alice", "bob", "eve")

@@ -1,0 +1,88 @@
+"""The parked queue, which is ours: declared, declared again when it was deleted, and published to.
+
+Parking has a channel of its own, since a publish that the broker refuses (a right is missing) ends its channel: that
+must not be the end of the hand-overs under way. A repair follows a message that was not parked and nothing else, and
+who publishes pauses after each of those: that bounds them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from broker_listener.broker import Connection
+from broker_listener.confirms import Confirms, Message, Outcome
+from broker_listener.limited_log import LimitedLog
+from broker_listener.link import Losable, Lost
+
+LOG: Final = logging.getLogger(__name__)
+MAX_BYTES: Final = 2**30
+"""``x-max-length-bytes`` of the queue."""
+
+
+class ParkedQueue:
+    """The queue and the channel to it, on the connection that there is."""
+
+    def __init__(self, name: str, tell: Callable[[int, Outcome], None]) -> None:
+        self._name = name
+        self._tell = tell
+        self._confirms = Confirms(self._told)
+        self._connection: Connection | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._reason = ""
+        self._limited = LimitedLog(LOG)
+
+    def __len__(self) -> int:
+        """Give how many messages have no answer."""
+        return len(self._confirms)
+
+    async def begin(self, connection: Connection) -> None:
+        """Declare the queue and open the channel; where neither can be had, hand-overs go on."""
+        self._connection = connection
+        await self._repaired(connection)
+
+    def lost(self) -> None:
+        """Tell that every message without an answer is lost; the connection is gone."""
+        self._connection = None
+        if self._repair is not None:
+            self._repair.cancel()
+        self._confirms.lost()
+
+    def publish(self, token: int, body: bytes, properties: bytes) -> None:
+        """Publish to the queue, through the default exchange."""
+        if not self._confirms.open:
+            self._limited.warning("event=parking_channel_lost reason=%s", self._reason)
+            self._begin_repair()
+        self._confirms.publish(Message(token, ("", self._name), body, properties))
+
+    def _told(self, token: int, outcome: Outcome) -> None:
+        if outcome is Outcome.RETURNED:
+            self._begin_repair()
+        self._tell(token, outcome)
+
+    def _begin_repair(self) -> None:
+        if self._connection is not None and (self._repair is None or self._repair.done()):
+            self._repair = asyncio.get_running_loop().create_task(self._repaired(self._connection))
+
+    async def _repaired(self, connection: Connection) -> None:
+        try:
+            await self._declare(connection)
+            if not self._confirms.open:
+                await self._open(connection)
+        except Lost:
+            return  # the connection's end, which others see to; or this channel's, and the next message brings it back
+
+    async def _declare(self, connection: Connection) -> None:
+        fault = await connection.declare_queue(
+            self._name, {"x-max-length-bytes": MAX_BYTES, "x-overflow": "reject-publish"}
+        )
+        if fault is not None:
+            self._limited.warning("event=parked_queue_not_declared queue=%s reason=%s", self._name, fault)
+
+    async def _open(self, connection: Connection) -> None:
+        channel = await connection.open_channel(Losable(self._on_channel_lost))
+        await self._confirms.begin(channel, connection.max_properties)
+
+    def _on_channel_lost(self, reason: str) -> None:
+        self._reason = reason
+        self._confirms.lost()
