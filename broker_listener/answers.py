@@ -2,7 +2,8 @@
 
 The helper's word is taken for what it says and no further: only starts that it tried and that ended badly are counted,
 a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means: hold, ask again. At
-most one request a user, and ``MAX_ASKED`` in all, are under way; the others wait in the order in which they came.
+most one request a user, and ``MAX_ASKED`` in all, are under way; the others wait in the order in which they came, and
+behind them those whose last request hung: a directory that answers nothing for some must not take everybody's turn.
 """
 
 from collections import deque
@@ -20,6 +21,8 @@ Answer = Running | Started | Refused | Failed | None
 
 MAX_ASKED: Final = 64
 """As many frames as the gate's queues take (DESIGN: RCVHWM = SNDHWM)."""
+MAX_ASKED_AGAIN: Final = MAX_ASKED // 2
+"""Of these, for users whose last request hung."""
 REFUSED_FOR: Final = 10.0
 """Seconds for which a refusal is not asked again."""
 AWAY_PAUSE: Final = 5.0
@@ -42,8 +45,9 @@ class Answers:
     def __init__(self, config: HandOverConfig, actions: list[Action]) -> None:
         self._config = config
         self._actions = actions
-        self._asked = 0
+        self._asked = self._asked_again = 0
         self._waiting: deque[User] = deque()
+        self._waiting_again: deque[User] = deque()
         self._unknown_jobs = 0
 
     @property
@@ -56,13 +60,16 @@ class Answers:
         if user.asking:
             return
         user.asking, user.asked_at = True, now
-        self._waiting.append(user)
+        user.asking_again = user.hung
+        (self._waiting_again if user.hung else self._waiting).append(user)
         self._ask_next()
 
     def answered(self, user: User, answer: Answer, now: float) -> Event | None:
         """Take an answer; None where it tells nothing new."""
         user.asking = False
         self._asked -= 1
+        self._asked_again -= user.asking_again
+        user.hung = answer is None or (isinstance(answer, Failed) and answer.reason is FailedReason.LOOKUP_TIMEOUT)
         self._ask_next()
         match answer:
             case None:
@@ -117,10 +124,17 @@ class Answers:
         user.unknown_since, user.unknown_asks = inf, 0
 
     def _ask_next(self) -> None:
-        while self._waiting and self._asked < MAX_ASKED:
-            user = self._waiting.popleft()
+        while self._asked < MAX_ASKED and (user := self._next()) is not None:
             self._asked += 1
+            self._asked_again += user.asking_again
             self._actions.append(Ask(user.name, fresh=user.executor is None or user.executor.cgroup is None))
+
+    def _next(self) -> User | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        if self._waiting_again and self._asked_again < MAX_ASKED_AGAIN:
+            return self._waiting_again.popleft()
+        return None
 
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
         user.away = False

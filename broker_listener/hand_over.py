@@ -143,6 +143,7 @@ class Machine:
             if user.name not in entries and user.executor is not None and user.executor.known_at <= now - LIST_AGE:
                 self._may_happen(user, self._answers.listed(user, None), now)
             elif user.away and user.state is State.BACKING_OFF:
+                user.hung = False
                 self._steps.happens(user, Event.PAUSE_OVER, now)
 
     def exited(self, name: str, pid: int, now: float) -> None:

@@ -31,14 +31,17 @@ def digest(body: bytes, message_id: bytes | None) -> bytes:
 
 
 class Seen:
-    """A job that was seen: its place in the order, and whether a hand-over of it is out."""
+    """A job that was seen: its place in the order, and whether a hand-over of it is out.
 
-    __slots__ = ("at", "digest", "handed", "out", "seq")
+    ``since`` is when it was first seen or came back last; the broker's redelivery does not change it.
+    """
+
+    __slots__ = ("at", "digest", "handed", "out", "seq", "since")
 
     def __init__(self, digest: bytes, seq: int, at: float) -> None:  # the function's name is the field's
         self.digest = digest
         self.seq = seq
-        self.at = at
+        self.at = self.since = at
         self.handed = False
         self.out = False
 
@@ -57,7 +60,8 @@ class SeenJobs:
         """Give the job's record; ``handed`` says whether it is back from a hand-over."""
         seen = self._jobs.get(digest)
         if seen is not None and now - seen.at < SEEN_FOR:
-            seen.out = False
+            if seen.out:
+                seen.out, seen.since = False, now
             return seen
         self._seq += 1
         seen = Seen(digest, self._seq, now)

@@ -30,6 +30,8 @@ EXPIRY_PAUSE: Final = 1.0
 """Seconds between two looks through what is held of a user for too long."""
 TOO_MANY_UNKNOWN: Final = ("unknown_user", "too many jobs of unknown users wait already")
 
+_NO_NEW_TIME: Final = (Do.NOTHING, Do.SERVE, Do.CHECK)
+
 Step = Callable[[User, float], None]
 
 
@@ -81,9 +83,10 @@ class Steps:
         if user.watched and (event is Event.STARTED or step.state is not State.STARTING):
             user.watched = False
             self._actions.append(Unwatch(user.name))
+        stays = step.state is user.state and step.do in _NO_NEW_TIME
         user.state = step.state
         self._steps[step.do](user, now)
-        if not user.queued or user.wake_at == inf:  # who is in line has a time already, and is looked at there
+        if not (stays and user.queued and user.wake_at != inf):  # who is in line is looked at there
             self.arm(user, now)
 
     def connected(self, user: User, now: float) -> None:
@@ -116,8 +119,9 @@ class Steps:
         heappush(user.held, held)
         user.held_until = min(user.held_until, held.since + self._max_hold)
         user.returned += held.returned
-        user.pace.next_at = now + min(PUBLISH_PAUSE * 2**user.failures, MAX_PUBLISH_PAUSE)
-        user.failures = min(user.failures + 1, 10)
+        if not user.failures or now >= user.pace.next_at:  # what was under way together is one failure
+            user.pace.next_at = now + min(PUBLISH_PAUSE * 2**user.failures, MAX_PUBLISH_PAUSE)
+            user.failures = min(user.failures + 1, 10)
 
     def _next_look(self, user: User, now: float) -> float:
         match user.state:
@@ -133,7 +137,7 @@ class Steps:
                 return user.pace.next_at if user.held and user.pace.next_at > now else inf
 
     def _overdue_at(self, user: User) -> float:
-        return user.held[0].since + self._config.start_timeout if user.held else inf
+        return user.held[0].seen.since + self._config.start_timeout if user.held else inf
 
     def _look_at_start(self, user: User, now: float) -> None:
         if user.executor is None:
@@ -141,7 +145,7 @@ class Steps:
         if now >= user.until:
             self.connected(user, now)
         elif now >= self._overdue_at(user):
-            waited = now - user.held[0].since
+            waited = now - user.held[0].seen.since
             self._actions.append(Report(Fault.START_OVERDUE, user.name, f"waited={waited:.0f}s"))
             self.happens(user, Event.OVERDUE, now)
 

@@ -35,6 +35,7 @@ class User:
         "active_at",
         "asked_at",
         "asking",
+        "asking_again",
         "away",
         "bad_starts",
         "executor",
@@ -44,6 +45,7 @@ class User:
         "grace_jobs",
         "held",
         "held_until",
+        "hung",
         "name",
         "pace",
         "queued",
@@ -80,6 +82,10 @@ class User:
         """The executor that ended last; an answer that was written before must not bring it back."""
         self.gone_at = -inf
         self.asking = False
+        self.asking_again = False
+        """Whether ``hung`` was set when this request was made."""
+        self.hung = False
+        """Whether the last request took all of its time: the helper, or what it asked, did not answer."""
         self.asked_at = -inf
         self.away = False
         """Whether it was the helper's absence that began the pause."""

@@ -253,6 +253,33 @@ def test_after_start_timeout_the_job_is_handed_over_all_the_same_and_the_fault_i
     assert listener.faults() == [Fault.START_OVERDUE]
 
 
+def test_start_timeout_counts_from_the_first_sight_though_the_job_is_redelivered() -> None:
+    listener = Listener(start_timeout=45.0)
+    listener.job("bob", "one")
+    listener.started("bob")
+    listener.wait(40)
+    listener.machine.deliveries_lost(listener.now)
+    listener.job("bob", "one")
+    listener.wait(5.1)
+    assert listener.bodies() == ["one"]
+    assert listener.faults() == [Fault.START_OVERDUE]
+
+
+def test_for_a_job_that_comes_back_start_timeout_begins_anew() -> None:
+    listener = Listener(start_timeout=45.0)
+    listener.ready("bob")
+    listener.job("bob", "one")
+    listener.wait(100)
+    listener.exited("bob")
+    listener.job("bob", "one")
+    listener.started("bob", pid=8)
+    listener.actions.clear()
+    listener.wait(44)
+    assert not listener.of(HandOver)
+    listener.wait(1.1)
+    assert listener.bodies() == ["one"]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -595,6 +622,30 @@ def test_a_hand_over_that_the_broker_does_not_take_is_not_acked_and_tried_again_
     assert len(listener.of(Ack)) == 1
 
 
+def test_a_connection_that_is_lost_with_many_hand_overs_under_way_is_one_failure() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.outcome = None
+    listener.jobs("bob", *(f"job {number}" for number in range(200)))
+    for _ in range(200):
+        listener.answer(Outcome.LOST)
+    listener.outcome = Outcome.CONFIRMED
+    listener.wait(0.11)
+    assert len(listener.of(Ack)) == 200
+
+
+def test_whoever_stands_in_line_is_woken_at_the_end_of_a_pause_while_nothing_can_be_published() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.machine.publishable(on=False)
+    listener.job("bob", "a")
+    listener.exited("bob")
+    listener.helper("bob", Failed(ID, FailedReason.BACKING_OFF, 0.2))
+    asked = len(listener.of(Ask))
+    listener.wait(0.3)
+    assert len(listener.of(Ask)) == asked + 1
+
+
 def test_while_nothing_can_be_published_nothing_is_handed_over_or_parked() -> None:
     listener = Listener()
     listener.ready("bob")
@@ -921,6 +972,40 @@ def test_at_most_one_request_a_user_and_64_in_all_are_under_way() -> None:
     assert [ask.user for ask in listener.of(Ask)] == [f"user{number}" for number in range(64)]
     listener.helper("user5", None)
     assert listener.of(Ask)[64:] == [Ask("user64", fresh=True)]
+
+
+@pytest.mark.parametrize("answer", [None, Failed(ID, FailedReason.LOOKUP_TIMEOUT, 5.0)])
+def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_use_half_of_the_slots(answer: object) -> None:
+    listener = Listener()
+    slow = [f"slow{number}" for number in range(64)]
+    for user in slow:
+        listener.job(user, f"job of {user}")
+    for user in slow:
+        listener.helper(user, answer)
+    listener.actions.clear()
+    listener.wait(6)
+    assert [ask.user for ask in listener.of(Ask)] == slow[:32]
+    for number in range(40):
+        listener.job(f"user{number}", f"job of {number}")
+    assert [ask.user for ask in listener.of(Ask)][32:] == [f"user{number}" for number in range(32)]
+    listener.helper("slow0", answer)
+    assert [ask.user for ask in listener.of(Ask)][64:] == ["user32"]
+    for number in range(32):
+        listener.running(f"user{number}")
+    assert [ask.user for ask in listener.of(Ask)][65:] == [*(f"user{number}" for number in range(33, 40)), "slow32"]
+
+
+def test_after_a_list_of_the_helper_those_whose_answers_it_owed_are_asked_for_as_everybody() -> None:
+    listener = Listener()
+    users = [f"user{number}" for number in range(64)]
+    for user in users:
+        listener.job(user, f"job of {user}")
+    for user in users:
+        listener.helper(user, None)
+    listener.actions.clear()
+    listener.machine.listed({}, listener.now)
+    listener.collect()
+    assert [ask.user for ask in listener.of(Ask)] == users
 
 
 # Mode requeue
