@@ -61,6 +61,7 @@ class HelperClient:
         self._listing: asyncio.Task[None] | None = None
         self._ids = map("{}-{}".format, itertools.repeat(secrets.token_hex(4)), itertools.count(1))
         self._limited = LimitedLog(LOG)
+        self._closing = False
         self.connected = False
         self.ignored = 0
         """Frames that were no answer to anything, since the start."""
@@ -89,6 +90,7 @@ class HelperClient:
         """End the connection; who waits is told HelperAway."""
         if self._socket.closed:
             return
+        self._closing = True
         self._socket.disable_monitor()  # first: libzmq would wait for a reader of its events
         tasks = [*self._tasks, *([self._listing] if self._listing else [])]
         for task in tasks:
@@ -182,7 +184,8 @@ class HelperClient:
                 answer.set_exception(HelperAway("the helper's connection was lost"))
         if self.connected:
             self.connected = False
-            LOG.warning("event=helper_down")
+            if not self._closing:
+                LOG.warning("event=helper_down")
             self._tell("on_helper", False)
 
     def _ignore(self, why: str) -> None:

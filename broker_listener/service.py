@@ -59,6 +59,7 @@ class Service:
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
         self._notify = Notify()
+        self._helper_up = False
         self._capacity = ""
         self._asks = Asks(self._helper, self._readiness, self._answered)
         self._nothing_under_way = asyncio.Event()
@@ -140,6 +141,8 @@ class Service:
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
         """Take whether the helper can be asked; the machine learns it from answers and lists."""
+        self._helper_up = connected
+        self._tell_status()
 
     def on_ready(self, user: str) -> None:
         """Take that a watched executor is connected."""
@@ -219,10 +222,13 @@ class Service:
     async def _beat(self) -> None:
         pause = min(BEAT, self._notify.watchdog / 2) if self._notify.watchdog else BEAT
         while True:
-            helper = self._capacity if self._helper.connected else "away"
-            held = self._machine.settlement
-            self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
+            self._tell_status()
             await asyncio.sleep(pause)
+
+    def _tell_status(self) -> None:
+        helper = self._capacity if self._helper_up else "away"
+        held = self._machine.settlement
+        self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
 
     async def _stop(self) -> None:
         """Finish what is under way; what is held goes back to the queue with the channel's end."""

@@ -126,6 +126,14 @@ def test_the_first_message_is_list_and_then_the_helper_is_there(tmp_path: Path) 
     run(tmp_path, check)
 
 
+def test_the_client_s_own_end_is_no_fault_of_the_helper(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def check(client: h.HelperClient, _router: Router, _events: Events) -> None:
+        await true(lambda: client.connected)
+
+    run(tmp_path, check)
+    assert "helper_down" not in caplog.text
+
+
 def test_all_pages_of_the_list_are_read(tmp_path: Path) -> None:
     entries = [m.ExecutorEntry(f"u{number}", f"u{number}", 2000 + number, 9, 1.0, None) for number in range(5)]
 

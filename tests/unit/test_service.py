@@ -1,0 +1,31 @@
+"""What the loop tells systemd of the parts that it wires."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from broker_listener.config import HelperConfig, ListenerConfig
+from broker_listener.service import Service
+
+
+def test_the_status_says_at_once_that_the_helper_is_there_or_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(tmp_path / "notify"))
+    systemd.settimeout(5)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+    async def check() -> None:
+        service = Service(ListenerConfig(helper=HelperConfig(socket=str(tmp_path / "helper"))))
+        service.on_listed({}, draining=False, free=7)
+        service.on_helper(True)
+        assert b"helper: up, draining=False free=7" in systemd.recv(4096)
+        service.on_helper(False)
+        assert b"helper: away" in systemd.recv(4096)
+        await service._stop()
+
+    asyncio.run(check())
+    systemd.close()
