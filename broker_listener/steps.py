@@ -86,6 +86,7 @@ class Steps:
         stays = step.state is user.state and step.do in _NO_NEW_TIME
         user.state = step.state
         self._steps[step.do](user, now)
+        self._turns.join(user, now)  # whose time has come before the timer rang: that is set anew below
         if not (stays and user.queued and user.wake_at != inf):  # who is in line is looked at there
             self.arm(user, now)
 

@@ -1052,3 +1052,16 @@ def test_a_flood_of_one_ready_user_leaves_nothing_behind_but_a_bounded_memory_of
     assert listener.machine.settlement.deliveries == 0
     listener.wait(601)
     assert listener.machine.next_deadline() == inf
+
+
+def test_an_answer_that_comes_when_a_returned_job_is_due_but_was_not_looked_at_yet_does_not_keep_it() -> None:
+    """The loop was busy when the time came; the helper is away, which changes nothing for who is ready."""
+    listener = Listener()
+    listener.ready("a")
+    listener.jobs("a", "1", "1")
+    assert listener.bodies() == ["1"]
+    assert listener.machine.next_deadline() < listener.now + 1
+    listener.now += 1
+    listener.helper("a", None)
+    listener.wait(1)
+    assert listener.bodies() == ["1", "1"]
