@@ -204,4 +204,4 @@ class Exited:
     uid: Uid
     pid: Pid
     status: Annotated[int | None, limited(-255, 255)]
-    seq: Annotated[int, limited(1, 2**63 - 1)]
+    seq: Annotated[int, limited(1, 2**63)]
