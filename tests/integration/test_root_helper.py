@@ -101,6 +101,8 @@ def test_an_end_is_recorded_once_however_often_the_helper_is_restarted(helper: H
     pid = started(helper, people.bob)
     os.kill(pid, signal.SIGKILL)
     helper.wait_for_event(event="exited", user=people.bob.name)
+    state = helper.installation.run / "executors" / people.bob.name
+    wait_for(lambda: json.loads(state.read_text(encoding="ascii"))["ended"], 5.0, "the mark that follows the record")
     for _ in range(2):
         helper.kill()
         helper.start_again()
