@@ -1,7 +1,8 @@
 """The helper's own log, to stderr, one line an entry; it never waits for whoever reads it.
 
-A journal or a pipe that is not read any more would stop the supervisor at its next line. What cannot be written at once
-is left out and counted; the audit log is another matter, and never leaves out a start or an end.
+It trusts no text: an entry is one line of ASCII, cut. A journal or a pipe that is not read any more would stop the
+supervisor at its next line. What cannot be written at once is left out and counted; the audit log is another matter,
+and never leaves out a start or an end.
 """
 
 import contextlib
