@@ -1,0 +1,111 @@
+"""What the commands print: tables, lines and JSON.
+
+Names, reasons and headers come from whoever can publish a job. Whatever is printed passes ``escaped`` or ``as_json``
+first, so that none of it is obeyed by a terminal, ends a line or hides another: control characters, and those that
+change the direction of writing, are shown as escapes, and what is long is cut. Colour carries no meaning of its own.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from textwrap import dedent
+from typing import Final, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED_WIDTH: Final = 10_000
+"""Columns of what is no terminal: there a table is read by a program, or by a pager, and nothing is cut for it."""
+UNKNOWN: Final = "-"
+"""Stands where a table has no value."""
+
+
+class Column(NamedTuple):
+    """A column of a table. One that may be cut gives way, with an ellipsis, where the terminal is narrow."""
+
+    title: str
+    right: bool = False
+    may_be_cut: bool = False
+
+
+def escaped(text: object, limit: int = 200) -> str:
+    r"""Give a text as one line of printable characters: what is none becomes ``\x1b``, ``\u202e`` and the like."""
+    whole = str(text)
+    cut = whole if len(whole) <= limit else f"{whole[:limit]}..."
+    return "".join(character if _is_harmless(character) else _escape(character) for character in cut)
+
+
+def as_json(value: object, *, indent: int | None = 2) -> str:
+    """Give JSON in printable ASCII."""
+    text = json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")  # DEL is the one control character that json leaves as it is
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print JSON; with ``indent=None`` it is one line."""
+    sys.stdout.write(as_json(value, indent=indent) + "\n")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Give the terminal, or what stands for it: rich's own mark-up, emoji and highlighting are off."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else UNLIMITED_WIDTH
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def print_line(text: str = "", style: str = "") -> None:
+    """Print a line of our own making; the caller has escaped what is a stranger's in it."""
+    console().print(Text(text, style=style, end=""), soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Tell the one who called something that is no result: on stderr, each line escaped."""
+    lines = "\n".join(escaped(line, limit=2000) for line in text.splitlines())
+    sys.stderr.write(f"knime-peruser: {lines}\n")
+
+
+def manual(text: str) -> str:
+    """Give a text as click's help: it fills paragraphs, but leaves alone one that has an indented line."""
+    paragraphs = dedent(text).strip().split("\n\n")
+    return "\n\n".join(f"\b\n{one}" if "\n  " in one else one for one in paragraphs)
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
+    """Give a table without lines; None is shown as ``-``, every value is escaped."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=min(8, len(column.title)) if column.may_be_cut else None,
+        )
+    for row in rows:
+        made.add_row(*(Text(UNKNOWN if value is None else escaped(value)) for value in row))
+    return made
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    console().print(table(columns, rows))
+
+
+def moment(seconds: float | None) -> str | None:
+    """Give a time in this host's zone, to the second, with its offset; ``seconds``: Unix time."""
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds}"
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() and character != "\\"
+
+
+def _escape(character: str) -> str:
+    return "\\\\" if character == "\\" else character.encode("unicode_escape").decode("ascii")
