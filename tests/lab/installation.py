@@ -21,6 +21,11 @@ from tests.lab.toml import dumps, merged
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 PACKAGES: Final = ("protocol", "root_helper", "broker_listener")
+COMMANDS: Final = {
+    "knime-root-helper": "root_helper",
+    "knime-broker-listener": "broker_listener",
+    "knime-peruser": "broker_listener.operator",
+}
 
 
 class Installation:
@@ -59,6 +64,10 @@ class Installation:
         """Give the command line of ``knime-root-helper`` or ``knime-broker-listener`` with its configuration."""
         toml = {"knime-root-helper": self.helper_toml, "knime-broker-listener": self.listener_toml}[name]
         return [str(self.root / "bin" / name), "--config", str(toml)]
+
+    def operator(self, *words: str) -> list[str]:
+        """Give a command line of ``knime-peruser`` with its configuration."""
+        return [str(self.root / "bin/knime-peruser"), "--config-dir", str(self.etc), *words]
 
     def credentials(self, daemon: str) -> Path:
         """Give the directory that CREDENTIALS_DIRECTORY names for a daemon."""
@@ -112,7 +121,7 @@ class Installation:
             os.chown(path, 0, 0)
             path.chmod(0o755 if path.is_dir() else 0o644)
         compileall.compile_dir(library, quiet=1)
-        for name, package in (("knime-root-helper", "root_helper"), ("knime-broker-listener", "broker_listener")):
+        for name, package in COMMANDS.items():
             launcher = _LAUNCHER.format(python=self.python, library=str(library), package=package)
             self._write(self.root / "bin" / name, launcher, mode=0o755)
 

@@ -6,6 +6,7 @@ Who imports what, how much code runs as root, which calls it makes, and that eac
 import ast
 import io
 import re
+import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -110,7 +111,6 @@ def test_a_library_has_one_importer_in_the_helper(library: str, expected: set[st
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("pika", "broker_listener/broker.py"),
         ("zmq", "broker_listener/helper.py"),
         ("prometheus_client", "broker_listener/metrics.py"),
         ("click", "broker_listener/operator/"),
@@ -120,6 +120,26 @@ def test_a_library_has_one_importer_in_the_helper(library: str, expected: set[st
 )
 def test_a_library_has_one_importer_in_the_listener(library: str, only: str) -> None:
     assert {file for file in importers(library, LISTENER) if not file.startswith(only)} == set()
+
+
+def test_pika_has_one_importer_in_each_program_of_the_unprivileged_side() -> None:
+    assert importers("pika", LISTENER) <= {"broker_listener/broker.py", "broker_listener/operator/broker.py"}
+
+
+OPERATOR = [file for file in LISTENER if file.startswith("broker_listener/operator/")]
+
+
+def test_the_daemon_imports_nothing_of_the_operators_command() -> None:
+    daemon = [file for file in LISTENER if file not in OPERATOR]
+    assert [f for f in daemon if any(name.startswith("broker_listener.operator") for name in imported(f))] == []
+
+
+def test_of_the_operators_command_what_needs_no_broker_loads_no_pika() -> None:
+    """``audit`` and ``status`` work, and are quick, where the broker's library is broken."""
+    program = "import sys; import {}; sys.exit('pika' in sys.modules or 'zmq' in sys.modules)"
+    for name in ("__main__",):
+        command = [sys.executable, "-c", program.format(f"broker_listener.operator.{name}")]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0, name
 
 
 def test_there_is_nothing_between_the_packages_but_what_this_page_knows() -> None:
