@@ -101,7 +101,7 @@ class Answers:
         if known or _has_ended(user, executor.pid, executor.known_at):
             return None
         self.known(user)
-        user.executor, user.was_ready = executor, True
+        user.executor, user.was_ready, user.reason = executor, True, None
         return Event.RUNNING
 
     def may_wait(self, user: User) -> bool:
@@ -137,7 +137,7 @@ class Answers:
         return None
 
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
-        user.away = False
+        user.away, user.reason = False, None
         self.known(user)
         if _has_ended(user, answer.pid, now):
             return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
@@ -148,7 +148,7 @@ class Answers:
         return Event.RUNNING if user.was_ready else Event.STARTED
 
     def _refused(self, user: User, reason: RefusedReason, now: float) -> Event:
-        user.away = False
+        user.away, user.reason = False, reason.value
         if reason is not RefusedReason.UNKNOWN_USER:
             self.known(user)
         elif not self._is_unknown(user, now):
@@ -167,7 +167,7 @@ class Answers:
         return now - user.unknown_since >= self._config.unknown_grace
 
     def _failed(self, user: User, answer: Failed, now: float) -> Event:
-        user.away = False
+        user.away, user.reason = False, answer.reason.value
         if answer.reason in BAD_STARTS:
             return self._bad_start(user, answer.reason.value, answer.retry_after, now)
         if answer.reason is FailedReason.LOOKUP_TIMEOUT:  # the directory's outage may have made it unknown before
@@ -178,6 +178,7 @@ class Answers:
     def _bad_start(self, user: User, why: str, pause: float, now: float) -> Event:
         user.bad_starts += 1
         self.known(user)
+        user.reason = why
         self._actions.append(Report(Fault.START_ENDED_BADLY, user.name, f"{why}, {user.bad_starts} in a row"))
         if user.bad_starts < self._config.max_start_attempts:
             return self._pause(user, Event.NOT_NOW, pause, now)

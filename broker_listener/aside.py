@@ -9,6 +9,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from broker_listener.consuming import Delivery
+from broker_listener.user import User
 
 MAX_UNDER_WAY: Final = 100
 """Of a line; beside ``max_unconfirmed``, so that a flood of them delays no hand-over."""
@@ -23,6 +24,7 @@ class Leaving(NamedTuple):
     reason: str
     detail: str
     since: float
+    user: User | None = None
 
 
 class Line:

@@ -6,7 +6,7 @@ is lost is tried again with a growing pause.
 """
 
 from functools import partial
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from broker_listener.broker import connect, max_properties
 from broker_listener.config import BrokerConfig
@@ -17,6 +17,16 @@ from broker_listener.publishing import Publisher, PublishEvents
 
 class BrokerEvents(ConsumeEvents, PublishEvents, Protocol):
     """What the broker tells; a call that raises is logged and ends the message it was about."""
+
+
+class ConnectionState(NamedTuple):
+    """How a connection is: ``server`` while it is up, ``why`` while it is not or is blocked, time.monotonic()."""
+
+    state: Literal["up", "down", "blocked"]
+    server: str | None
+    since: float
+    why: str | None
+    losses: int
 
 
 class Broker:
@@ -62,6 +72,15 @@ class Broker:
         """Whether what is published now has a chance."""
         return self._publisher.can_publish
 
+    def connections(self) -> dict[str, ConnectionState]:
+        """Give how both connections are, by name."""
+        blocked_since = self._publisher.blocked_since
+        publish = _state_of(self._publish)
+        if blocked_since is not None and self._publish.up:
+            why = "the broker takes nothing: a memory or disk alarm (rabbitmqctl list_alarms)"
+            publish = publish._replace(state="blocked", since=blocked_since, why=why)
+        return {"consume": _state_of(self._consume), "publish": publish}
+
     @property
     def state(self) -> str:
         """What both connections do, for the status."""
@@ -75,3 +94,9 @@ class Broker:
     def resume_consumer(self) -> None:
         """Take deliveries again."""
         self._consumer.want(on=True)
+
+
+def _state_of(link: Link) -> ConnectionState:
+    host = f"[{link.url.host}]" if ":" in link.url.host else link.url.host
+    server = f"{host}:{link.url.port}" if link.up else None
+    return ConnectionState("up" if link.up else "down", server, link.since, link.why, link.losses)

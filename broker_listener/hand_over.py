@@ -65,6 +65,11 @@ class Machine:
             self._limits,
         )
 
+    @property
+    def users(self) -> Mapping[str, User]:
+        """All users that are known, by name; to look at, not to change."""
+        return self._users
+
     def take_actions(self, now: float) -> list[Action]:
         """Give what is to be done now, in this order; each action once. After one or more events, not in between."""
         self._steps.serve(now)
@@ -78,7 +83,7 @@ class Machine:
         user = self._user(name, now)
         user.active_at = now
         if user.unknown_since != inf and user.state is not State.FAILED and not self._answers.may_wait(user):
-            self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now), now)
+            self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now, user), now)
             return
         seen = self._seen.arrived(digest, now)
         returned = handed or seen.handed
@@ -87,6 +92,8 @@ class Machine:
         heappush(user.held, Held(seen.seq, delivery.tag, returned, now, delivery, seen))
         if returned:
             user.returned += 1
+            user.returns += 1
+            self.settlement.counters.returned += 1
             user.pace.came_back(seen, self._limits, now)
         self._steps.happens(user, Event.RETURNED if returned else Event.JOB, now)
 
@@ -174,10 +181,10 @@ class Machine:
         if user is None:
             if len(self._users) >= self._max_users:
                 self._forget_idle()
-            user = self._users[name] = User(name)
+            user = self._users[name] = User(name, now)
         elif now - user.active_at > FORGET_AFTER and _forgettable(user):
             self._forget(user)
-            user = self._users[name] = User(name)
+            user = self._users[name] = User(name, now)
         return user
 
     def _forget_idle(self) -> None:

@@ -7,6 +7,7 @@ the next where that fails. Nothing here ever gives up and nothing is tried witho
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -95,9 +96,12 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._ready_since: float | None = None
+        self._reason = ""
+        self._since = time.monotonic()
         self.url = self._urls[0]
         self.frame_max = 131072
-        self.state = "not started"
+        self.losses = 0
+        """How often a connection that could be used was lost."""
 
     def start(self) -> None:
         """Begin; the role is told the rest."""
@@ -115,27 +119,49 @@ class Link:
         for task in pending:
             task.cancel()
             await asyncio.wait({task}, timeout=1.0)
-        self._ready_since, self.state = None, "closed"
+        self._ready_since = None
 
     @property
     def up(self) -> bool:
         """Whether the role can use its connection."""
         return self._ready_since is not None
 
+    @property
+    def since(self) -> float:
+        """Since when it is up, or down: time.monotonic()."""
+        return self._since if self._ready_since is None else self._ready_since
+
+    @property
+    def why(self) -> str | None:
+        """Why it is down, None while it is up."""
+        return (self._reason or "not connected yet") if self._ready_since is None else None
+
+    @property
+    def state(self) -> str:
+        """What it does, for the status line."""
+        at = f"{self.url.host}:{self.url.port}"
+        if self._ready_since is not None:
+            return f"up at {at}"
+        if self._stopping:
+            return "closed"
+        return f"down: {self._reason}" if self._reason else f"connecting to {at}"
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        pause, told = PAUSE_MIN, ""
+        pause = PAUSE_MIN
         while True:
             reason = await self._session()
             if self._stopping:
                 return
             ready_since, self._ready_since = self._ready_since, None
+            if ready_since is not None:
+                self.losses += 1
+                self._since = loop.time()
             if ready_since is not None and loop.time() - ready_since > STEADY:
                 pause = PAUSE_MIN
-            if reason != told or ready_since is not None:  # away for days is one line, not one in each pause
+            if reason != self._reason or ready_since is not None:  # away for days is one line, not one in each pause
                 LOG.warning("event=broker_down connection=%s reason=%r", self._role.name, reason)
-                told = reason
-            self.state = f"down: {reason}"
+                self._reason = reason
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, PAUSE_MAX)
 
@@ -160,7 +186,6 @@ class Link:
         reasons = []
         for url in random.sample(self._urls, len(self._urls)):
             self.url = url
-            self.state = f"connecting to {url.host}:{url.port}"
             try:
                 return await self._connect(url, self._role)
             except Lost as lost:
@@ -170,5 +195,4 @@ class Link:
     def _ready(self) -> None:
         if self._ready_since is None:
             self._ready_since = asyncio.get_running_loop().time()
-            self.state = f"up at {self.url.host}:{self.url.port}"
             LOG.info("event=broker_up connection=%s host=%s port=%d", self._role.name, self.url.host, self.url.port)

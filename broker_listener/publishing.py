@@ -6,6 +6,7 @@ here, and what the broker answers is read in ``confirms``.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -39,7 +40,8 @@ class Publisher:
         self._target = (config.exchange, config.routing_key if config.exchange else config.queue)
         self._hand_overs = Confirms(self._tell)
         self._parked = ParkedQueue(config.parked_queue, self._tell)
-        self._blocked = False
+        self.blocked_since: float | None = None
+        """Since when the broker takes nothing, time.monotonic(); None while it does."""
         self._stopping = False
         self._stopped: asyncio.Future[None] | None = None
         self._limited = LimitedLog(LOG)
@@ -64,14 +66,14 @@ class Publisher:
 
     def lost(self) -> None:
         """Tell that every message without an answer is lost; the connection is gone."""
-        self._blocked = False
+        self.blocked_since = None
         self._tell_publishable(connected=False)
         self._hand_overs.lost()
         self._parked.lost()
 
     def blocked(self, *, on: bool) -> None:
         """Publish nothing while the broker is short of memory or disk (rabbitmq.com/docs/connection-blocked)."""
-        self._blocked = on
+        self.blocked_since = (self.blocked_since or time.monotonic()) if on else None
         self._tell_publishable()
 
     def hand_over(self, token: int, body: bytes, properties: bytes) -> None:
@@ -104,7 +106,7 @@ class Publisher:
             self._stop_if_answered()
 
     def _tell_publishable(self, *, connected: bool = True) -> None:
-        can_publish = connected and self._hand_overs.open and not self._blocked
+        can_publish = connected and self._hand_overs.open and self.blocked_since is None
         if can_publish == self.can_publish:
             return
         self.can_publish = can_publish

@@ -30,7 +30,8 @@ from broker_listener.pacing import digest
 from broker_listener.properties import BadProperties, can_handle, handed_over, message_id, parked, put_back
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
-from protocol.messages import ExecutorEntry, Exited
+from broker_listener.status import HelperState, Snapshot, StatusSocket
+from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Started
 
 LOG: Final = logging.getLogger(__name__)
 STOP_WITHIN: Final = 5.0
@@ -59,8 +60,8 @@ class Service:
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
         self._notify = Notify()
-        self._helper_up = False
-        self._capacity = ""
+        self._helper_is = HelperState(up=False, since=time.monotonic(), draining=None, free=None)
+        self._status = StatusSocket(config, self._look)
         self._asks = Asks(self._helper, self._readiness, self._answered)
         self._nothing_under_way = asyncio.Event()
         self._scheduled = False
@@ -90,6 +91,7 @@ class Service:
             loop.add_signal_handler(number, told_to_end.set)
         self._broker.start()
         self._helper.start()
+        await self._status.start()
         beating = loop.create_task(self._beat())
         self._notify.ready()
         LOG.info("event=listener_started queue=%r mode=%s", self._config.broker.queue, self._config.hand_over.mode)
@@ -129,7 +131,7 @@ class Service:
 
     def on_listed(self, executors: Mapping[str, ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
         """Take what runs, after each connect to the helper."""
-        self._capacity = f"up, draining={draining} free={free}"
+        self._helper_is = self._helper_is._replace(draining=draining, free=free)
         self._machine.listed(executors, time.monotonic())
         self._soon()
 
@@ -141,7 +143,8 @@ class Service:
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
         """Take whether the helper can be asked; the machine learns it from answers and lists."""
-        self._helper_up = connected
+        known = self._helper_is if connected else HelperState(up=False, since=0.0, draining=None, free=None)
+        self._helper_is = known._replace(up=connected, since=time.monotonic())
         self._tell_status()
 
     def on_ready(self, user: str) -> None:
@@ -207,6 +210,10 @@ class Service:
         self._broker.park(action.token, delivery.body, properties)
 
     def _answered(self, user: str, answer: Answer) -> None:
+        if isinstance(answer, Started):
+            self._helper_is = self._helper_is._replace(draining=False)
+        elif isinstance(answer, Failed) and answer.reason is FailedReason.DRAINING:
+            self._helper_is = self._helper_is._replace(draining=True)
         self._machine.answered(user, answer, time.monotonic())
         self._perform()
 
@@ -226,9 +233,13 @@ class Service:
             await asyncio.sleep(pause)
 
     def _tell_status(self) -> None:
-        helper = self._capacity if self._helper_up else "away"
+        is_now = self._helper_is
+        helper = f"up, draining={is_now.draining} free={is_now.free}" if is_now.up else "away"
         held = self._machine.settlement
         self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
+
+    def _look(self) -> Snapshot:
+        return Snapshot(self._broker.connections(), self._helper_is, self._machine.settlement, self._machine.users)
 
     async def _stop(self) -> None:
         """Finish what is under way; what is held goes back to the queue with the channel's end."""
@@ -240,6 +251,7 @@ class Service:
                     self._nothing_under_way.clear()
                     await self._nothing_under_way.wait()
         await self._broker.close(STOP_WITHIN)
+        self._status.close()
         self._readiness.close()
         self._asks.close()
         await self._helper.close()

@@ -23,6 +23,7 @@ from broker_listener.aside import Leaving, Line
 from broker_listener.config import BrokerConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
+from broker_listener.counters import Counters
 from broker_listener.requeue import redelivered_too_often
 from broker_listener.user import Held, User
 
@@ -49,6 +50,7 @@ class Settlement:
         self.consuming = True
         self.deliveries = 0
         self.bytes = 0
+        self.counters = Counters()
 
     @property
     def has_room(self) -> bool:
@@ -76,6 +78,7 @@ class Settlement:
 
     def arrived(self, delivery: Delivery) -> None:
         """Count a delivery; at the bound, take no more."""
+        self.counters.received += 1
         self.deliveries += 1
         self.bytes += len(delivery.body) + len(delivery.properties)
         if self.consuming and (self.bytes >= self._config.max_held_bytes or self.deliveries >= self._config.prefetch):
@@ -97,6 +100,7 @@ class Settlement:
 
         A quorum queue drops what it redelivered too often: that is published, and acked once that is confirmed.
         """
+        self.counters.held_too_long += 1
         if redelivered_too_often(delivery):
             self._to_put_back.join(Leaving(delivery, "", "", since))
         else:
@@ -132,8 +136,11 @@ class Settlement:
             self._left(entry, outcome, now)
             return None
         if entry is not None and outcome is Outcome.CONFIRMED:
-            self._actions.append(Ack(entry.held.delivery))
-            self._settled(entry.held.delivery)
+            user, held = entry
+            user.handed_over += 1
+            self.counters.handed_over_after(now - held.since, first=not held.returned)
+            self._actions.append(Ack(held.delivery))
+            self._settled(held.delivery)
         return entry
 
     def lost(self) -> None:
@@ -154,11 +161,18 @@ class Settlement:
         taken = outcome is Outcome.CONFIRMED
         line.ended(leaving, taken=taken, now=now)
         if taken:
+            if leaving.reason:
+                self._count_parked(leaving)
             self._actions.append(Ack(leaving.delivery))
             self._settled(leaving.delivery)
             return
         fault = Fault.NOT_PARKED if leaving.reason else Fault.NOT_PUBLISHED
         self._actions.append(Report(fault, None, f"outcome={outcome.value} waiting={len(line)}"))
+
+    def _count_parked(self, leaving: Leaving) -> None:
+        self.counters.parked[leaving.reason] += 1
+        if leaving.user is not None:
+            leaving.user.parked += 1
 
     def _settled(self, delivery: Delivery) -> None:
         self.deliveries -= 1

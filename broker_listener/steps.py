@@ -84,7 +84,8 @@ class Steps:
             user.watched = False
             self._actions.append(Unwatch(user.name))
         stays = step.state is user.state and step.do in _NO_NEW_TIME
-        user.state = step.state
+        if step.state is not user.state:
+            user.state, user.changed_at = step.state, now
         self._steps[step.do](user, now)
         self._turns.join(user, now)  # whose time has come before the timer rang: that is set anew below
         if not (stays and user.queued and user.wake_at != inf):  # who is in line is looked at there
@@ -222,6 +223,6 @@ class Steps:
         del user.held[first:]
         for held in parked:
             user.returned -= held.returned
-            self._settlement.park(Leaving(held.delivery, reason, detail, held.since), now)
+            self._settlement.park(Leaving(held.delivery, reason, detail, held.since, user), now)
         if parked:
             self._actions.append(Report(Fault.PARKED, user.name, f"reason={reason} jobs={len(parked)}"))

@@ -38,19 +38,24 @@ class User:
         "asking_again",
         "away",
         "bad_starts",
+        "changed_at",
         "executor",
         "failures",
         "gone_at",
         "gone_pid",
         "grace_jobs",
+        "handed_over",
         "held",
         "held_until",
         "hung",
         "name",
         "pace",
+        "parked",
         "queued",
+        "reason",
         "refusal",
         "returned",
+        "returns",
         "state",
         "under_way",
         "unknown_asks",
@@ -61,7 +66,7 @@ class User:
         "watched",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, now: float = 0.0) -> None:
         self.name = name
         self.state = State.ABSENT
         self.held: list[Held] = []
@@ -101,6 +106,12 @@ class User:
         """No held job has to go back before."""
         self.wake_at = inf
         self.active_at = 0.0
+        self.changed_at = now
+        """When the state changed last."""
+        self.reason: str | None = None
+        """Why the helper gave no executor when it was asked last; None where it gave one."""
+        self.handed_over = self.returns = self.parked = 0
+        """Hand-overs that the broker took, jobs that came back, and parked ones: since this record is there."""
 
     @property
     def idle(self) -> bool:
