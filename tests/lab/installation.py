@@ -38,6 +38,7 @@ class Installation:
         self.temp = root / "temp"
         self.homes = root / "home"
         self.run = root / "run"
+        self.listener_run = root / "run-listener"
         self.logs = root / "log"
         self.etc = root / "etc"
         self.state = root / "state"
@@ -45,6 +46,7 @@ class Installation:
         self.listener_toml = self.etc / "listener.toml"
         self.socket = self.run / "helper.sock"
         self.operator_socket = self.run / "operator.sock"
+        self.status_socket = self.listener_run / "status.sock"
         self.audit_log = self.logs / "audit.jsonl"
 
     def create(self) -> None:
@@ -54,6 +56,8 @@ class Installation:
         for directory in (self.workspaces, self.temp):
             _root_directory(directory, 0o711)
         _root_directory(self.run, 0o750, group=LISTENER)
+        _root_directory(self.listener_run)
+        shutil.chown(self.listener_run, LISTENER, LISTENER)
         self._install_code()
         self._install_knime()
         self._write_credentials()
