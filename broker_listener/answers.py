@@ -12,6 +12,7 @@ from typing import Final, assert_never
 
 from broker_listener.actions import Action, Ask, Fault, Report
 from broker_listener.config import HandOverConfig
+from broker_listener.counters import Counters
 from broker_listener.transitions import Event
 from broker_listener.user import Executor, User
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
@@ -42,8 +43,9 @@ BAD_STARTS: Final = frozenset({FailedReason.PREPARE_FAILED, FailedReason.SPAWN_F
 class Answers:
     """Asks, and reads the answers into the user's record."""
 
-    def __init__(self, config: HandOverConfig, actions: list[Action]) -> None:
+    def __init__(self, config: HandOverConfig, actions: list[Action], counters: Counters) -> None:
         self._config = config
+        self._counters = counters
         self._actions = actions
         self._asked = self._asked_again = 0
         self._waiting: deque[User] = deque()
@@ -71,6 +73,7 @@ class Answers:
         self._asked_again -= user.asking_again
         user.hung = answer is None or (isinstance(answer, Failed) and answer.reason is FailedReason.LOOKUP_TIMEOUT)
         self._ask_next()
+        self._counters.answers[_name_of(answer)] += 1
         match answer:
             case None:
                 user.away, user.until = True, now + AWAY_PAUSE
@@ -189,6 +192,12 @@ class Answers:
     def _pause(user: User, event: Event, pause: float, now: float) -> Event:
         user.until = now + min(max(pause, MIN_PAUSE), MAX_PAUSE)
         return event
+
+
+def _name_of(answer: Answer) -> str:
+    if isinstance(answer, Refused | Failed):
+        return answer.reason.value
+    return "none" if answer is None else type(answer).__name__.lower()
 
 
 def _has_ended(user: User, pid: int, now: float) -> bool:

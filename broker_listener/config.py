@@ -78,9 +78,9 @@ class ClusterConfig:
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """``[metrics]``: off until there is an exporter; then the default becomes 127.0.0.1:9469."""
+    """``[metrics]``: where Prometheus reads, "" for nowhere."""
 
-    listen: str = ""
+    listen: str = "127.0.0.1:9469"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,20 @@ def parse_url(url: str) -> BrokerUrl:
         port=parts.port or _PORTS[parts.scheme],
         vhost=_vhost(parts),
     )
+
+
+def parse_listen(listen: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """Take an address and a port apart: ``127.0.0.1:9469``, ``[::1]:9469``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, _, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536) or bracketed != (address.version == 6):
+        raise ValueError("no address and port")
+    return address, int(port)
 
 
 def read_password(config: BrokerConfig) -> str:
@@ -269,7 +283,10 @@ def _other_faults(config: ListenerConfig) -> Iterator[str]:
     if config.cluster.dead_after <= config.cluster.heartbeat:
         yield "cluster.dead_after: more than cluster.heartbeat is expected"
     if config.metrics.listen:
-        yield 'metrics.listen: an exporter is not supported yet, "" is expected'
+        try:
+            parse_listen(config.metrics.listen)
+        except ValueError:
+            yield 'metrics.listen: an IP address and a port are expected, such as 127.0.0.1:9469 or [::1]:9469, or ""'
 
 
 _PORTS: Final = {"amqp": 5672, "amqps": 5671}

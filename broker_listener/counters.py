@@ -15,7 +15,7 @@ LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 class Counters:
     """Counts since the start of the process. ``parked`` is by reason; reasons are a closed list."""
 
-    __slots__ = ("handed_over", "held_too_long", "latency", "latency_sum", "parked", "received", "returned")
+    __slots__ = ("answers", "handed_over", "held_too_long", "latency", "latency_sum", "parked", "received", "returned")
 
     def __init__(self) -> None:
         self.received = 0
@@ -27,6 +27,8 @@ class Counters:
         self.held_too_long = 0
         """Messages that went back to the queue after ``max_hold``."""
         self.parked: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        """Of the helper: running, started, a reason, or none."""
         self.latency = [0] * (len(LATENCY_BUCKETS) + 1)
         """First hand-overs by seconds from the arrival to the broker's confirm; the last bucket has no upper bound."""
         self.latency_sum = 0.0

@@ -50,8 +50,8 @@ class Machine:
         self._max_users = MAX_IDLE_USERS
         self._seen = SeenJobs()
         self._timers = Timers()
-        self._answers = Answers(hand_over, self._actions)
         self.settlement = Settlement(broker, self._actions)
+        self._answers = Answers(hand_over, self._actions, self.settlement.counters)
         budget = Budget(hand_over.returns_per_second)
         self._turns = Turns(self.settlement, self._seen, self._limits, budget, may_give_back)
         self._steps = Steps(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from broker_listener import actions as a
 from broker_listener.answers import Answer
@@ -30,8 +30,12 @@ from broker_listener.pacing import digest
 from broker_listener.properties import BadProperties, can_handle, handed_over, message_id, parked, put_back
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
-from broker_listener.status import HelperState, Snapshot, StatusSocket
+from broker_listener.snapshot import HelperState, Snapshot
+from broker_listener.status import StatusSocket
 from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Started
+
+if TYPE_CHECKING:
+    from broker_listener.metrics import Exporter
 
 LOG: Final = logging.getLogger(__name__)
 STOP_WITHIN: Final = 5.0
@@ -60,8 +64,9 @@ class Service:
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
         self._notify = Notify()
-        self._helper_is = HelperState(up=False, since=time.monotonic(), draining=None, free=None)
+        self._helper_is = HelperState(up=False, since=time.monotonic(), draining=None, free=None, losses=0)
         self._status = StatusSocket(config, self._look)
+        self._exporter = _exporter(self._look) if config.metrics.listen else None
         self._asks = Asks(self._helper, self._readiness, self._answered)
         self._nothing_under_way = asyncio.Event()
         self._scheduled = False
@@ -91,7 +96,9 @@ class Service:
             loop.add_signal_handler(number, told_to_end.set)
         self._broker.start()
         self._helper.start()
-        await self._status.start()
+        self._status.start()
+        if self._exporter is not None:
+            self._exporter.start(self._config.metrics.listen)
         beating = loop.create_task(self._beat())
         self._notify.ready()
         LOG.info("event=listener_started queue=%r mode=%s", self._config.broker.queue, self._config.hand_over.mode)
@@ -143,8 +150,9 @@ class Service:
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
         """Take whether the helper can be asked; the machine learns it from answers and lists."""
-        known = self._helper_is if connected else HelperState(up=False, since=0.0, draining=None, free=None)
-        self._helper_is = known._replace(up=connected, since=time.monotonic())
+        known = self._helper_is._replace(up=connected, since=time.monotonic())
+        lost = known._replace(draining=None, free=None, losses=known.losses + 1)
+        self._helper_is = known if connected else lost
         self._tell_status()
 
     def on_ready(self, user: str) -> None:
@@ -252,7 +260,18 @@ class Service:
                     await self._nothing_under_way.wait()
         await self._broker.close(STOP_WITHIN)
         self._status.close()
+        if self._exporter is not None:
+            self._exporter.close()
         self._readiness.close()
         self._asks.close()
         await self._helper.close()
         self._notify.close()
+
+
+def _exporter(look: Callable[[], Snapshot]) -> "Exporter | None":
+    try:
+        from broker_listener.metrics import Exporter  # noqa: PLC0415 - 3 MB that are spared where nobody looks
+    except ImportError as error:
+        LOG.warning("event=metrics_not_served reason=%r", f"{error}; install it or set metrics.listen to nothing")
+        return None
+    return Exporter(look)

@@ -16,15 +16,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from broker_listener import VERSION
-from broker_listener.bounded_server import MAX_CLIENTS, BoundedServer
 from broker_listener.broker_connections import ConnectionState
 from broker_listener.config import ListenerConfig
-from broker_listener.settlement import Settlement
+from broker_listener.local_clients import LocalClients
+from broker_listener.snapshot import Snapshot
 from broker_listener.user import User
 
 LOG: Final = logging.getLogger(__name__)
@@ -37,24 +37,6 @@ _GROUPS_SIZE: Final = 1024
 """Bytes that socket.getsockopt gives at most: 256 groups."""
 
 
-class HelperState(NamedTuple):
-    """Whether the helper can be asked, and what it said last: None where that is not known."""
-
-    up: bool
-    since: float
-    draining: bool | None
-    free: int | None
-
-
-class Snapshot(NamedTuple):
-    """What there is to tell at one moment, times of time.monotonic(); ``users`` goes on changing."""
-
-    connections: Mapping[str, ConnectionState]
-    helper: HelperState
-    settlement: Settlement
-    users: Mapping[str, User]
-
-
 class StatusSocket:
     """The socket; ``look`` gives what is told."""
 
@@ -63,16 +45,12 @@ class StatusSocket:
         self._look = look
         self._since = time.time()
         self._path = Path(os.environ.get("RUNTIME_DIRECTORY", _DIRECTORY).partition(":")[0]) / "status.sock"
-        self._bounded = BoundedServer("status", self._answer)
-        self._server: asyncio.Server | None = None
+        self._clients: LocalClients | None = None
 
-    async def start(self) -> None:
-        """Listen, if that is possible."""
+    def start(self) -> None:
+        """Listen, if that is possible; call it in the loop."""
         try:
-            listening = _bound(self._path)
-            self._server = await asyncio.start_unix_server(
-                self._bounded.connected, sock=listening, backlog=MAX_CLIENTS, limit=1024
-            )
+            self._clients = LocalClients("status", _bound(self._path), self._answer)
         except OSError as error:
             LOG.warning("event=status_not_served socket=%s reason=%r", self._path, error.strerror or str(error))
             return
@@ -81,18 +59,16 @@ class StatusSocket:
 
     def close(self) -> None:
         """Listen no more, and leave no socket behind."""
-        if self._server is not None:
-            self._server.close()
-            self._bounded.close()
+        if self._clients is not None:
+            self._clients.close()
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
-    async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not _may_ask(writer.get_extra_info("socket"), self._path):
+    async def _answer(self, client: socket.socket) -> None:
+        if not _may_ask(client, self._path):
             return
         for piece in self._pieces():
-            writer.write(piece)
-            await writer.drain()
+            await asyncio.get_running_loop().sock_sendall(client, piece)
             await asyncio.sleep(0)
 
     def _pieces(self) -> Iterator[bytes]:
@@ -116,7 +92,7 @@ class StatusSocket:
             "pid": os.getpid(),
             "since": self._since,
             "connections": {name: _of_connection(one, clock) for name, one in snapshot.connections.items()},
-            "consuming": settlement.consuming and snapshot.connections["consume"].state == "up",
+            "consuming": snapshot.consuming,
             "queue": broker.queue,
             "parked_queue": broker.parked_queue,
             "mode": self._config.hand_over.mode,
@@ -169,7 +145,7 @@ def _bound(path: Path) -> socket.socket:
     if _is_in_use(path):
         raise OSError("somebody listens there already")
     path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     before = os.umask(0o177)
     try:
         listening.bind(str(path))

@@ -25,7 +25,7 @@ PACKAGES: Final = (
     "systemd", "systemd-sysv", "dbus", "python3", "libpam-modules", "libpam-modules-bin", "libpam-systemd", "acl",
     "procps", "iproute2",
     "rabbitmq-server", "python3-pika", "python3-zmq", "python3-psutil", "python3-pylibacl",
-    "python3-click", "python3-rich",
+    "python3-prometheus-client", "python3-click", "python3-rich",
     "slapd", "ldap-utils", "sssd-ldap", "sssd-dbus", "sssd-tools", "libnss-sss", "libpam-sss",
 )  # fmt: skip
 JAVA: Final = ("default-jre-headless", "librabbitmq-client-java")

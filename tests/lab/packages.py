@@ -14,7 +14,7 @@ from typing import Final
 
 RUN_TIME: Final = (
     *("rabbitmq-server", "libpam-modules", "libpam-modules-bin"),
-    *("python3-pika", "python3-zmq", "python3-psutil", "python3-pylibacl"),
+    *("python3-pika", "python3-zmq", "python3-psutil", "python3-pylibacl", "python3-prometheus-client"),
 )
 """What the daemons and the simulated KNIME need, from the distribution alone."""
 

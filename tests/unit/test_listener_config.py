@@ -50,7 +50,7 @@ exchange = "knime-peruser.hosts"
 heartbeat = 5.0
 dead_after = 15.0
 [metrics]
-listen = ""
+listen = "127.0.0.1:9469"
 """
 
 
@@ -113,7 +113,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("[cluster]\nenabled = true", "cluster.enabled: several hosts are not supported yet"),
         ("[cluster]\nexecutors_per_user = 0", "cluster.executors_per_user"),
         ("[cluster]\ndead_after = 1.0", "cluster.dead_after: more than"),
-        ("[metrics]\nlisten = '127.0.0.1:9469'", "metrics.listen: an exporter is not supported yet"),
+        ("[metrics]\nlisten = 'localhost:9469'", "metrics.listen: an IP address and a port are expected"),
+        ("[metrics]\nlisten = '127.0.0.1'", "metrics.listen: an IP address and a port are expected"),
+        ("[metrics]\nlisten = '127.0.0.1:99999'", "metrics.listen: an IP address and a port are expected"),
+        ("[metrics]\nlisten = '::1:9469'", "metrics.listen: an IP address and a port are expected"),
+        ("[metrics]\nlisten = '[::1]:'", "metrics.listen: an IP address and a port are expected"),
     ],
 )
 def test_a_fault_is_named_by_file_and_key_with_what_is_expected(tmp_path: Path, text: str, fault: str) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_listener import VERSION, status
-from broker_listener.bounded_server import MAX_CLIENTS
+from broker_listener import VERSION, local_clients, status
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
+from broker_listener.local_clients import MAX_CLIENTS
 from broker_listener.service import Service
 from broker_listener.status import StatusSocket
 from protocol import messages as m
@@ -38,7 +38,7 @@ def serving(machine: Machine, use: Callable[[], Awaitable[None]]) -> None:
         service = Service(ListenerConfig())
         look = service._look()._replace(settlement=machine.settlement, users=machine.users)
         served = StatusSocket(ListenerConfig(), lambda: look)
-        await served.start()
+        served.start()
         try:
             await use()
         finally:
@@ -130,17 +130,27 @@ def test_all_users_are_told_in_order_whatever_their_number(path: Path, users: in
     serving(machine_with(users), use)
 
 
-def test_who_does_not_read_holds_up_neither_the_loop_nor_others_and_a_ninth_is_turned_away(path: Path) -> None:
+def test_who_does_not_read_holds_up_neither_the_loop_nor_others(path: Path) -> None:
     async def use() -> None:
         idle = [await asyncio.open_unix_connection(str(path), limit=1) for _ in range(MAX_CLIENTS - 1)]
         assert len(json.loads(await document(path))["users"]) == 5000
-        last = await asyncio.open_unix_connection(str(path), limit=1)
-        await asyncio.sleep(0.05)
-        assert await document(path) == b""
-        for _, writer in [*idle, last]:
+        for _, writer in idle:
             writer.transport.abort()
-        await asyncio.sleep(0.05)
+
+    serving(machine_with(5000), use)
+
+
+def test_when_as_many_as_there_is_room_for_do_not_read_the_next_is_answered_once_their_time_is_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_clients, "SECONDS", 0.3)
+
+    async def use() -> None:
+        idle = [await asyncio.open_unix_connection(str(path), limit=1) for _ in range(MAX_CLIENTS)]
         assert json.loads(await document(path))["v"] == 1
+        for reader, writer in idle:
+            assert len(await reader.read(-1)) < 500_000  # was cut off
+            writer.transport.abort()
 
     serving(machine_with(5000), use)
 

@@ -1,0 +1,195 @@
+"""What Prometheus sees, over HTTP at ``metrics.listen``: the one file here that imports prometheus_client.
+
+Everybody on the host can connect, each user's workflow too: no metric has a user in a label, what is sent is read up
+to the request's end and no further, and the page is made anew at most once a second, whoever asks how often. A port
+that cannot be had is a warning: no job depends on it.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from broker_listener import VERSION
+from broker_listener.config import parse_listen
+from broker_listener.counters import LATENCY_BUCKETS, Counters
+from broker_listener.local_clients import LocalClients
+from broker_listener.snapshot import Snapshot
+from broker_listener.transitions import State
+
+LOG: Final = logging.getLogger(__name__)
+FRESH: Final = 1.0
+"""Seconds that a page serves."""
+MAX_REQUEST: Final = 8192
+PREFIX: Final = "knime_peruser_"
+
+
+class Exporter:
+    """The endpoint; ``look`` gives what is told."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Listener(look))
+        self._page = b""
+        self._made_at = float("-inf")
+        self._clients: LocalClients | None = None
+
+    def start(self, listen: str) -> None:
+        """Listen at the address, if that is possible; call it in the loop."""
+        address, port = parse_listen(listen)
+        try:
+            listening = socket.create_server(
+                (str(address), port), family=socket.AF_INET if address.version == 4 else socket.AF_INET6
+            )
+        except OSError as error:
+            LOG.warning("event=metrics_not_served listen=%s reason=%r", listen, error.strerror or str(error))
+            return
+        self._clients = LocalClients("metrics", listening, self._answer)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._clients is not None:
+            self._clients.close()
+
+    async def _answer(self, client: socket.socket) -> None:
+        status = _status_of(await _request(client))
+        body = self._fresh_page() if status == "200 OK" else f"{status}\n".encode("ascii")
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {_TEXT}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(client, head.encode("ascii") + body)
+
+    def _fresh_page(self) -> bytes:
+        now = time.monotonic()
+        if now - self._made_at >= FRESH:
+            self._page, self._made_at = generate_latest(self._registry), now
+        return self._page
+
+
+async def _request(client: socket.socket) -> bytes:
+    """Give a request's head, or what came of it."""
+    loop = asyncio.get_running_loop()
+    head = b""
+    while b"\r\n\r\n" not in head and len(head) < MAX_REQUEST:
+        more = await loop.sock_recv(client, MAX_REQUEST - len(head))
+        if not more:
+            break
+        head += more
+    return head
+
+
+def _status_of(head: bytes) -> str:
+    line, rest = head.partition(b"\r\n")[::2]
+    method, _, target = line.rpartition(b" ")[0].partition(b" ")
+    if b"\r\n\r\n" not in b"\r\n" + rest or not line.rpartition(b" ")[2].startswith(b"HTTP/1."):
+        return "400 Bad Request"
+    if target.partition(b"?")[0] != b"/metrics":
+        return "404 Not Found"
+    return "200 OK" if method == b"GET" else "405 Method Not Allowed"
+
+
+class _Listener(Collector):
+    """Makes the metrics of what the parts count anyway, when somebody asks."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self._look = look
+        self._since = time.time()
+
+    def collect(self) -> Iterable[Metric]:
+        snapshot = self._look()
+        yield _gauge("info", "Always 1; the version is a label.", {VERSION: 1}, label="version")
+        yield _gauge("start_time_seconds", "When the listener was started, Unix time.", self._since)
+        yield from _jobs(snapshot)
+        yield from _users(snapshot)
+        yield from _broker(snapshot)
+        yield from _helper(snapshot)
+
+
+def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
+    settlement, counters = snapshot.settlement, snapshot.settlement.counters
+    yield _counter(
+        "jobs_received", "Messages delivered by the broker, redelivered and returned ones too.", counters.received
+    )
+    yield _counter("jobs_returned", "Jobs that came back after they were handed over.", counters.returned)
+    yield _counter(
+        "jobs_handed_over", "Hand-overs that the broker confirmed, of returned jobs too.", counters.handed_over
+    )
+    yield _counter("jobs_parked", "Messages put into the parked queue.", counters.parked, label="reason")
+    yield _counter("jobs_held_too_long", "Messages that went back after broker.max_hold.", counters.held_too_long)
+    yield _gauge("jobs_held", "Messages in the listener's hands, those under way among them.", settlement.deliveries)
+    yield _gauge("held_bytes", "Their bodies and properties.", settlement.bytes)
+    yield _gauge("jobs_under_way", "Published messages that the broker has not confirmed yet.", settlement.under_way)
+    yield _latency(counters)
+
+
+def _users(snapshot: Snapshot) -> Iterator[Metric]:
+    states = Counter(user.state for user in snapshot.users.values())
+    executors = sum(user.executor is not None for user in snapshot.users.values())
+    by_name = {state.name.lower(): states[state] for state in State}
+    yield _gauge("users", "Users that are known, by state.", by_name, label="state")
+    yield _gauge("executors", "Executors of this host that the helper named.", executors)
+
+
+def _broker(snapshot: Snapshot) -> Iterator[Metric]:
+    connections = snapshot.connections
+    up = {name: one.state != "down" for name, one in connections.items()}
+    losses = {name: one.losses for name, one in connections.items()}
+    blocked = connections["publish"].state == "blocked"
+    yield _gauge("broker_up", "Whether the connection can be used.", up, label="connection")
+    yield _counter("broker_reconnects", "Connections to the broker that were lost.", losses, label="connection")
+    yield _gauge("broker_blocked", "Whether the broker takes nothing: a memory or disk alarm.", blocked)
+    yield _gauge(
+        "consuming", "Whether jobs are taken: 0 at the bound of what is held, or without the queue.", snapshot.consuming
+    )
+
+
+def _helper(snapshot: Snapshot) -> Iterator[Metric]:
+    helper = snapshot.helper
+    answers = snapshot.settlement.counters.answers
+    yield _gauge("helper_up", "Whether the root helper can be asked.", helper.up)
+    yield _counter("helper_reconnects", "Connections to the root helper that were lost.", helper.losses)
+    yield _counter(
+        "helper_answers", "Its answers: running, started, a reason, or none in time.", answers, label="answer"
+    )
+    if helper.draining is not None:
+        yield _gauge("helper_draining", "Whether it starts nothing new, as it said last.", helper.draining)
+    if helper.free is not None:
+        yield _gauge("helper_free", "How many more executors it had room for when it was connected.", helper.free)
+
+
+def _counter(name: str, text: str, value: float | dict[str, int], label: str = "") -> Metric:
+    family = CounterMetricFamily(PREFIX + name, text, labels=[label] if label else None)
+    return _filled(family, value)
+
+
+def _gauge(name: str, text: str, value: float | dict[str, int] | dict[str, bool], label: str = "") -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, text, labels=[label] if label else None)
+    return _filled(family, value)
+
+
+def _filled(
+    family: CounterMetricFamily | GaugeMetricFamily, value: float | dict[str, int] | dict[str, bool]
+) -> CounterMetricFamily | GaugeMetricFamily:
+    for label, one in value.items() if isinstance(value, dict) else [(None, value)]:
+        family.add_metric([] if label is None else [label], float(one))
+    return family
+
+
+def _latency(counters: Counters) -> Metric:
+    family = HistogramMetricFamily(
+        PREFIX + "hand_over_seconds", "First hand-overs: from the arrival of the job to the broker's confirm."
+    )
+    so_far, buckets = 0, []
+    for bound, count in zip((*map(str, LATENCY_BUCKETS), "+Inf"), counters.latency, strict=True):
+        so_far += count
+        buckets.append((bound, so_far))
+    family.add_metric([], buckets, counters.latency_sum)
+    return family
+
+
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
