@@ -73,6 +73,7 @@ class AuditKeys:
     """Of ``[audit]``."""
 
     path: str = "/var/log/knime-peruser/audit.jsonl"
+    keep_days: int = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,18 @@ def load(directory: Path = DIRECTORY) -> Configuration:
     try:
         listener = load_listener(directory / "listener.toml")
         return Configuration(directory, listener, load_helper_keys(directory / "helper.toml"))
+    except SettingsError as error:
+        raise Stopped(Outcome.USAGE, str(error)) from None
+
+
+def load_helper(directory: Path) -> HelperKeys:
+    """Read helper.toml alone: a command that does not talk to the broker does not need listener.toml to be right.
+
+    Raises:
+        Stopped: it cannot be read or holds faults; with every fault, one line each.
+    """
+    try:
+        return load_helper_keys(directory / "helper.toml")
     except SettingsError as error:
         raise Stopped(Outcome.USAGE, str(error)) from None
 

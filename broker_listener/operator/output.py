@@ -57,7 +57,10 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_line(text: str = "", style: str = "") -> None:
     """Print a line of our own making; the caller has escaped what is a stranger's in it."""
-    console().print(Text(text, style=style, end=""), soft_wrap=True)
+    if style:
+        console().print(Text(text, style=style), soft_wrap=True)
+    else:
+        sys.stdout.write(text + "\n")
 
 
 def say(text: str) -> None:
@@ -86,6 +89,11 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
     for row in rows:
         made.add_row(*(Text(UNKNOWN if value is None else escaped(value)) for value in row))
     return made
+
+
+def width() -> int:
+    """Give the columns of the terminal; of what is none, as many as anybody wants."""
+    return console().width
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
