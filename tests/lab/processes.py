@@ -106,6 +106,12 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
         time.sleep(0.01)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Give the processor time that a process has used: utime and stime, proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class ReadinessSocket:
     """Where a program says READY=1 to (sd_notify(3)), at a path that every user may write to."""
 

@@ -1,0 +1,94 @@
+"""Everything that can die dies at random moments while users' jobs arrive; then every job must have run.
+
+One queue is shared by the listener and the executors of all users, which put each other's jobs back in both manners.
+Listener, gate, supervisor, broker and executors are killed with SIGKILL, and the broker raises a memory alarm. The
+seed and the numbers of a run are printed; CHAOS_SEED= repeats its choices. The nightly run has 10,000 jobs.
+"""
+
+import os
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from tests.lab.accounts import OsUser
+from tests.lab.chaos import Chaos, Ledger, Publisher, install_light_executor
+from tests.lab.site import Site
+
+MAX_UNCONFIRMED = 100
+"""Hand-overs under way at a time: what a killed listener may double."""
+FEW = ["listener", "listener", "gate", "supervisor", "supervisor", "broker", "alarm", "executors", "executors"]
+MANY = FEW * 4
+
+
+@pytest.mark.one_end
+@pytest.mark.parametrize("mode", ["republish", "requeue"])
+def test_every_job_runs_in_its_own_users_executor_whatever_is_killed(site: Site, mode: str) -> None:
+    survive(site, mode, users=12, jobs=500, per_second=60, plan=FEW, pause=0.6)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["republish", "requeue"])
+def test_ten_thousand_jobs_of_200_users_run_whatever_is_killed(site: Site, mode: str) -> None:
+    survive(site, mode, users=200, jobs=10_000, per_second=60, plan=MANY, pause=3.0)
+
+
+def survive(site: Site, mode: str, *, users: int, jobs: int, per_second: float, plan: list[str], pause: float) -> None:
+    """Publish jobs, have everything of the plan happen meanwhile, wait until all is quiet, and look at what ran."""
+    seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
+    chance = random.Random(seed)
+    made = start(site, mode, users)
+    chaos = Chaos(site, [user.uid for user in made], chance)
+    ledger = Ledger(site.installation.workspaces)
+    turns = [made[number % users].name for number in range(jobs)]
+    chance.shuffle(turns)
+    publisher = Publisher([site.broker.server.at(site.broker.port, site.vhost)], turns, per_second)
+    publisher.start()
+    try:
+        chaos.go_through(plan, pause)
+        end = time.monotonic() + 60 + jobs / 10
+        while (len(ran := ledger.update()) < jobs or publisher.is_alive()) and time.monotonic() < end:
+            time.sleep(0.2)
+    finally:
+        publisher.halted.set()
+    quiet = nothing_left(site, 20 + jobs / 100)
+    extra = ledger.update().total() - len(ran)
+    copies = sum(count - 1 for count in Counter(run.job for run in ledger.runs if not run.redelivered).values())
+    took = max(run.at for run in ledger.runs) - min(publisher.published.values())
+    print(
+        f"\nmode {mode}, CHAOS_SEED={seed}: {len(ran)} of {jobs} jobs of {users} users ran in {took:.0f} s; "
+        f"{extra} runs too many ({copies} of them of copies), {chaos.in_flight + len(publisher.perhaps_twice)} were in "
+        f"flight at the kills ({len(publisher.perhaps_twice)} of them at the publisher); ended: {dict(chaos.ended)}"
+    )
+    assert sorted(publisher.owners.keys() - ran.keys()) == [], "jobs were lost"
+    assert ledger.strangers == []
+    assert all(run.user == publisher.owners[run.job] for run in ledger.runs)
+    assert quiet == {}, "something is left in the queues, or not acked"
+    doubled_by_listener = 0 if mode == "requeue" else chaos.ended["listener"] * MAX_UNCONFIRMED
+    doubled_by_broker = chaos.ended["broker"] * (MAX_UNCONFIRMED + users)
+    assert extra <= doubled_by_listener + doubled_by_broker + chaos.ended["executor"] + len(publisher.perhaps_twice)
+
+
+def start(site: Site, mode: str, users: int) -> list[OsUser]:
+    """Make the users and start both daemons; every second executor puts back by nack."""
+    made = [site.accounts.user(f"u{number}") for number in range(users)]
+    nacks = {user.name: {"put_back": "nack"} for user in made[::2]}
+    install_light_executor(site.installation, start_time=0.2, job_time=0.01, users=nacks)
+    site.start(
+        helper={"limits": {"max_executors": users + 10}},
+        listener={"hand_over": {"mode": mode}, "broker": {"max_unconfirmed": MAX_UNCONFIRMED}},
+    )
+    return made
+
+
+def nothing_left(site: Site, seconds: float) -> dict[str, tuple[int, int]]:
+    """Wait until no queue has messages; give those that have, each with how many are ready and how many not acked."""
+    columns = ("name", "messages_ready", "messages_unacknowledged")
+    end = time.monotonic() + seconds
+    while True:
+        lines = site.broker.ctl("list_queues", "-p", site.vhost, "--no-table-headers", *columns).splitlines()
+        rows = [line.split("\t") for line in lines]
+        left = {name: (int(ready), int(unacked)) for name, ready, unacked in rows if (ready, unacked) != ("0", "0")}
+        if not left or time.monotonic() > end:
+            return left
