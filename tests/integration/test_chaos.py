@@ -13,13 +13,15 @@ from collections import Counter
 import pytest
 
 from tests.lab.accounts import OsUser
-from tests.lab.chaos import Chaos, Ledger, Publisher, install_light_executor
+from tests.lab.chaos import Chaos, Ledger, Publisher, forget_lost_connections, install_light_executor
 from tests.lab.site import Site
 
 MAX_UNCONFIRMED = 100
 """Hand-overs under way at a time: what a killed listener may double."""
 FEW = ["listener", "listener", "gate", "supervisor", "supervisor", "broker", "alarm", "executors", "executors"]
 MANY = FEW * 4
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # pika's, of connections lost half-way
 
 
 @pytest.mark.one_end
@@ -52,6 +54,8 @@ def survive(site: Site, mode: str, *, users: int, jobs: int, per_second: float, 
             time.sleep(0.2)
     finally:
         publisher.halted.set()
+        publisher.join()
+        forget_lost_connections()
     quiet = nothing_left(site, 20 + jobs / 100)
     extra = ledger.update().total() - len(ran)
     copies = sum(count - 1 for count in Counter(run.job for run in ledger.runs if not run.redelivered).values())

@@ -43,15 +43,29 @@ class BrokerAccount:
 
 
 class BrokerNode:
-    """One private node. ``directory`` must not exist; only root may write beside it."""
+    """One private node. ``directory`` must not exist; only root may write beside it.
 
-    def __init__(self, directory: Path) -> None:
+    One that stands ``beside`` another has that one's epmd, Erlang cookie and accounts, so that it can join it.
+    """
+
+    def __init__(self, directory: Path, beside: "BrokerNode | None" = None) -> None:
         self.directory = directory
         self.port, self._distribution, self._epmd_port, self._cli = _free_ports(4)
+        self.name = f"kpr{self.port}@127.0.0.1"  # a name with an address needs no resolver
         self.server, self.listener, self.executors = broker_accounts()
+        self._cookie = secrets.token_hex(20)
+        self._beside = beside
+        if beside is not None:
+            self.server, self.listener, self.executors = beside.server, beside.listener, beside.executors
+            self._epmd_port, self._cookie = beside._epmd_port, beside._cookie
         self.log = directory / "log" / "node.log"
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the node was started, and neither stopped nor killed."""
+        return self._node is not None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -66,14 +80,14 @@ class BrokerNode:
         self._write("rabbitmq.conf", _CONFIGURATION.format(port=self.port, directory=self.directory))
         self._write("rabbitmq-env.conf", "")
         self._write("enabled_plugins", "[].\n")
-        self._write("definitions.json", self._definitions(["/"]))
-        self._write("home/.erlang.cookie", secrets.token_hex(20), mode=0o400)
+        self._write("definitions.json", self._definitions(["/"] if self._beside is None else []))
+        self._write("home/.erlang.cookie", self._cookie, mode=0o400)
         for path in (self.directory, *self.directory.rglob("*")):
             shutil.chown(path, "rabbitmq", "rabbitmq")
 
     def start(self, seconds: float = 90.0, noted: Callable[[int], None] = lambda _pid: None) -> None:
         """Start the node and wait until it takes connections; ``noted`` hears of each process."""
-        if self._epmd is None:
+        if self._epmd is None and self._beside is None:
             self._epmd = start(
                 ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)],
                 environment={"HOME": str(self.directory / "home")},
@@ -158,8 +172,7 @@ class BrokerNode:
         directory = self.directory
         return {
             "HOME": str(directory / "home"),
-            # A name with an address needs no resolver: a minimal container has no /etc/hosts.
-            "RABBITMQ_NODENAME": f"kpr{self.port}@127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_DIST_PORT": str(self._distribution),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _LOOPBACK,

@@ -5,6 +5,7 @@ since it may be there twice by the publisher's doing. Who ran a job stands in th
 executors of ``simulated_knime/light.py``.
 """
 
+import gc
 import json
 import os
 import random
@@ -195,6 +196,11 @@ class Publisher(threading.Thread):
                 channel.confirm_delivery()
                 return channel
         raise OSError("no broker")
+
+
+def forget_lost_connections() -> None:
+    """Collect what pika leaves open of connections that were lost half-way; call it where that warning is ignored."""
+    gc.collect()
 
 
 def _clean_up(channel: pika.adapters.blocking_connection.BlockingChannel | None) -> None:

@@ -40,6 +40,8 @@ class SimulatedServer:
         durable: bool = True,
     ) -> None:
         self.queue, self.exchange, self.routing_key, self.durable = queue, exchange, routing_key, durable
+        self.queue_type = "classic"
+        """What ``declare`` makes; a queue that is there with another type has to be deleted first."""
         self.published: dict[str, float] = {}
         """Unix time at which each job was published."""
         self._url = url
@@ -62,7 +64,8 @@ class SimulatedServer:
     def declare(self) -> None:
         """Declare queue and exchange as KNIME Server does: direct, durable since 4.13.3."""
         self.channel.exchange_declare(self.exchange, "direct", durable=self.durable)
-        self.channel.queue_declare(self.queue, durable=self.durable)
+        arguments = {} if self.queue_type == "classic" else {"x-queue-type": self.queue_type}
+        self.channel.queue_declare(self.queue, durable=self.durable, arguments=arguments)
         self.channel.queue_bind(self.queue, self.exchange, self.routing_key)
 
     def publish(
