@@ -18,9 +18,17 @@ RUN_TIME: Final = (
 )
 """What the daemons and the simulated KNIME need, from the distribution alone."""
 
+KERBEROS: Final = ("krb5-kdc", "krb5-admin-server", "krb5-user", "kstart")
+"""What a test's own KDC needs, and the wrapper that gets an executor its ticket."""
+
 POLICY: Final = Path("/usr/sbin/policy-rc.d")
 _BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
-_SERVICES: Final = {"rabbitmq-server": ["rabbitmq-server.service"], "erlang-base": ["epmd.service", "epmd.socket"]}
+_SERVICES: Final = {
+    "rabbitmq-server": ["rabbitmq-server.service"],
+    "erlang-base": ["epmd.service", "epmd.socket"],
+    "krb5-kdc": ["krb5-kdc.service"],
+    "krb5-admin-server": ["krb5-admin-server.service"],
+}
 
 
 class PackagesError(Exception):

@@ -1,0 +1,223 @@
+"""A directory service, a PAM stack and a file server that hang, fail or lie: only who depends on them notices.
+
+All three are real: an NSS module in the helper's libc, a stack that libpam runs, a mount whose server never answers.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.lab.accounts import OsUser, end_processes
+from tests.lab.directory_service import DirectoryService
+from tests.lab.hanging_mount import hanging_mount
+from tests.lab.helper_under_test import HelperUnderTest, children, is_gone, names_in, status_of
+from tests.lab.processes import processes_of, wait_for
+
+SHORT = {"lookup_timeout": 1.0, "prepare_timeout": 1.5}
+FREE = 70001
+"""A uid and gid that nobody has here."""
+
+ENOENT_IS_TAKEN_FOR_ABSENT = pytest.mark.xfail(
+    strict=False, reason="accounts.py takes nss-pam-ldapd's ENOENT for absent"
+)
+
+
+class HelperThatAsksIt(HelperUnderTest):
+    """The helper in a mount namespace where the switch and PAM's stack are the test's."""
+
+    directory: DirectoryService
+
+    def command(self, *words: str, stop_points: bool = False) -> list[str]:
+        """Give the command line, in front of it what makes the namespace; ``exec`` keeps the pid."""
+        return self.directory.seen_by(super().command(*words, stop_points=stop_points))
+
+    def environment(self) -> dict[str, str]:
+        """Give what systemd would set, and where the module is."""
+        return {**super().environment(), **self.directory.environment}
+
+
+class Laid(NamedTuple):
+    helper: HelperThatAsksIt
+    alice: OsUser
+    bob: OsUser
+
+
+@pytest.fixture(scope="module")
+def laid_out() -> Iterator[Laid]:
+    made = HelperThatAsksIt()
+    try:
+        made.create()
+        made.directory = DirectoryService(made.installation.root / "directory")
+        yield Laid(made, made.accounts.user("alice"), made.accounts.user("bob"))
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def helper(laid_out: Laid) -> Iterator[HelperThatAsksIt]:
+    yield laid_out.helper
+    laid_out.helper.reset()
+    laid_out.helper.directory.reset()
+
+
+@pytest.fixture
+def alice(laid_out: Laid) -> OsUser:
+    return laid_out.alice
+
+
+@pytest.fixture
+def bob(laid_out: Laid) -> OsUser:
+    return laid_out.bob
+
+
+def bob_is_served_meanwhile(
+    helper: HelperUnderTest, bob: OsUser, user: str, record_property: Callable[[str, object], None]
+) -> dict[str, object]:
+    """Ask for a user whose start hangs, then for bob; give the answer for the first."""
+    client = helper.client()
+    asked = client.send(op="ensure", user=user)
+    wait_for(lambda: any(r["user"] == user for r in helper.audit()), 5.0, "the request")
+    assert client.ensure(bob.name)["result"] == "started"
+    assert client.ensure(bob.name)["result"] == "running"
+    assert not client.is_answered(asked)
+    (result,) = [r for r in helper.audit() if r["event"] == "result" and r["user"] == bob.name and r["op"] == "ensure"][
+        :1
+    ]
+    record_property("ms from request to executor beside a start that hangs", result["duration_ms"])
+    reply = client.wait_for(asked)
+    wait_for(lambda: helper.workers() == [], 5.0, "the worker's end")
+    return reply
+
+
+@pytest.mark.parametrize("how", ["hang", "groups-hang"])
+def test_a_directory_that_never_answers_delays_nobody_else(
+    helper: HelperThatAsksIt, bob: OsUser, how: str, record_property: Callable[[str, object], None]
+) -> None:
+    helper.directory.holds([f"remote {how} remote {FREE} {FREE} /nonexistent"])
+    helper.start(limits=SHORT)
+    reply = bob_is_served_meanwhile(helper, bob, "remote", record_property)
+    assert (reply["result"], reply["reason"]) == ("failed", "lookup_timeout")
+    assert helper.events("remote") == ["request", "result"]
+
+
+def test_a_look_up_that_hangs_is_ended_with_what_it_has_started(helper: HelperThatAsksIt) -> None:
+    """Here a child of the module's own, in the worker's process group, that has executed nothing."""
+    helper.directory.holds([f"remote hang remote {FREE} {FREE} /nonexistent"])
+    helper.start(limits=SHORT)
+    client = helper.client()
+    asked = client.send(op="ensure", user="remote")
+    wait_for(lambda: any(children(pid) for pid in helper.workers()), 5.0, "the module's child")
+    (worker,) = helper.workers()
+    (child,) = children(worker)
+    assert client.wait_for(asked)["reason"] == "lookup_timeout"
+    wait_for(lambda: is_gone(worker) and is_gone(child), 5.0, "the end of the whole process group")
+
+
+def test_a_pam_stage_that_hangs_delays_nobody_else(
+    helper: HelperThatAsksIt, alice: OsUser, bob: OsUser, record_property: Callable[[str, object], None]
+) -> None:
+    """What pam_exec runs has a session of its own and lives on: here until the test's file is gone."""
+    waits = helper.installation.logs / "waits"
+    waits.touch()
+    hangs = f"while [ -e {waits} ]; do sleep 0.1; done"
+    helper.directory.account_stage(f'case "$PAM_USER" in {alice.name}) {hangs};; esac')
+    helper.start(limits=SHORT)
+    reply = bob_is_served_meanwhile(helper, bob, alice.name, record_property)
+    assert (reply["result"], reply["reason"]) == ("failed", "lookup_timeout")
+    waits.unlink()
+
+
+def test_a_home_on_a_server_that_never_answers_delays_nobody_else(
+    helper: HelperThatAsksIt, alice: OsUser, bob: OsUser, record_property: Callable[[str, object], None]
+) -> None:
+    """Only its user's start waits; what has an executor there already is told so at once."""
+    alice.home.mkdir(mode=0o700)
+    helper.start(limits=SHORT)
+    try:
+        with hanging_mount(alice.home):
+            helper.kill()
+            helper.start_again()  # in a namespace of its own, made after the mount
+            reply = bob_is_served_meanwhile(helper, bob, alice.name, record_property)
+            helper.kill()
+    finally:
+        wait_for(lambda: not alice.home.is_mount(), 5.0, "the mount's end")
+    assert (reply["result"], reply["reason"]) == ("failed", "prepare_failed")
+    assert not any(processes_of([alice.uid]))
+
+
+@pytest.mark.parametrize("how", [pytest.param("unavailable", marks=ENOENT_IS_TAKEN_FOR_ABSENT), "again"])
+def test_a_directory_that_is_down_is_never_no_such_user(helper: HelperThatAsksIt, how: str) -> None:
+    helper.directory.holds([f"remote {how} remote {FREE} {FREE} /nonexistent"])
+    helper.start(limits=SHORT)
+    assert helper.client().ensure("remote")["reason"] == "lookup_timeout"
+    assert helper.client().ensure("nobody-knows-this")["reason"] == "unknown_user"
+
+
+def test_a_pam_module_that_fails_parks_nobodys_jobs(helper: HelperThatAsksIt, alice: OsUser) -> None:
+    helper.directory.account_stage("exit 1")
+    helper.start()
+    reply = helper.client().ensure(alice.name)
+    assert (reply["result"], reply["reason"]) == ("failed", "lookup_timeout")
+
+
+LIES = {
+    "another name": ("{alice} {uid} {gid}", "denied_user"),
+    "the name in capitals": ("REMOTE {uid} {gid}", "denied_user"),
+    "a qualified name": ("remote@example.org {uid} {gid}", "denied_user"),
+    "root's name": ("root {free} {free}", "denied_user"),
+    "digits": ("70001 {free} {free}", "denied_user"),
+    "root's uid": ("remote 0 {free}", "denied_user"),  # the installation's owner's, too
+    "root's gid": ("remote {free} 0", "uid_out_of_range"),
+    "uid -1": ("remote 4294967295 {free}", "uid_out_of_range"),
+    "gid -1": ("remote {free} 4294967295", "uid_out_of_range"),
+    "16-bit uid -1": ("remote 65535 {free}", "uid_out_of_range"),
+    "nobody's uid": ("remote 65534 {free}", "uid_out_of_range"),
+    "the listener's uid": ("remote {listener} {free}", "denied_user"),
+    "the gate's uid": ("remote {gate} {free}", "denied_user"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_directory_that_answers_with_what_no_user_may_be_starts_nothing(
+    helper: HelperThatAsksIt, alice: OsUser, case: str
+) -> None:
+    helper.start()
+    uids = {"listener": status_of(helper.client().pid)["Uid"][0], "gate": status_of(helper.gate_pid())["Uid"][0]}
+    answer, reason = LIES[case]
+    answer = answer.format(alice=alice.name, uid=alice.uid, gid=alice.gid, free=FREE, **uids)
+    helper.directory.holds([f"remote answer {answer} /nonexistent"])
+    reply = helper.client().ensure("remote")
+    assert (reply["result"], reply["reason"]) == ("refused", reason)
+    assert helper.events("remote") == ["request", "result"]
+    assert names_in(helper.installation.workspaces) == []
+    wait_for(lambda: len(children(helper.pid)) == 1, 5.0, "nobody but the gate")
+
+
+def test_explain_shows_the_name_that_the_directory_gives_so_that_it_can_be_mapped(
+    helper: HelperThatAsksIt, alice: OsUser
+) -> None:
+    """Open OnDemand's issue 1759: whoever sees only "denied" does not find the cause."""
+    helper.directory.holds([f"remote answer {alice.name} {alice.uid} {alice.gid} {alice.home}"])
+    helper.configure()
+    found = json.loads(helper.run("--explain", "remote").stdout)
+    assert (found["reason"], found["account"]["name"]) == ("denied_user", alice.name)
+    helper.start(users={"map": {"remote": alice.name}})
+    assert helper.client().ensure("remote")["result"] == "started"
+
+
+def test_a_user_of_thousands_of_groups_has_them_all(helper: HelperThatAsksIt) -> None:
+    """One that were left out could be the one that is denied, or the one that a share needs."""
+    home = helper.installation.homes / "remote"
+    home.mkdir(mode=0o700)
+    os.chown(home, FREE, FREE)
+    helper.directory.holds([f"remote many remote {FREE} {FREE} {home}"])
+    helper.start()
+    reply = helper.client().ensure("remote")
+    try:
+        assert reply["result"] == "started", helper.log.read_text()
+        assert len(status_of(reply["pid"])["Groups"]) == 5001
+    finally:
+        end_processes([FREE])
