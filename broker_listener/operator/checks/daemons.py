@@ -1,0 +1,143 @@
+"""Questions about the two daemons: their configuration, credentials and sockets.
+
+Both programs are asked to check themselves, so what they would refuse is said here in their own words.
+"""
+
+import grp
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from broker_listener.operator.checks.finding import (
+    Finding,
+    Inputs,
+    Question,
+    fault,
+    not_asked,
+    ok,
+    open_to_others,
+    warning,
+)
+
+CREDENTIALS: Final = ("broker-password", "executor-msgq")
+_PLACES: Final = ("/usr/sbin", "/usr/local/sbin")
+
+
+def configurations(inputs: Inputs) -> Iterator[Finding]:
+    """Ask whether both daemons take their configuration."""
+    configuration = inputs.configuration
+    daemons = {"knime-root-helper": configuration.helper_toml, "knime-broker-listener": configuration.listener_toml}
+    for name, file in daemons.items():
+        subject = f"daemons.{name}"
+        if os.geteuid() != 0:
+            yield not_asked(subject, f"only root can ask for {name} --check", "run this as root")
+            continue
+        # Where credentials lie beside the configuration, as installed: systemd passes on what stands there.
+        environment = f"CREDENTIALS_DIRECTORY={configuration.directory}"
+        ran = inputs.run(["/usr/bin/env", environment, program(name), "--config", str(file), "--check"])
+        for line in ran.output.splitlines() if ran.status != 0 else ():
+            yield fault(subject, line[:500], f"correct it, then {name} --config {file} --check")
+        if ran.status == 0:
+            yield ok(subject, f"{file} and what it names are as {name} wants them")
+
+
+def credentials(inputs: Inputs) -> Iterator[Finding]:
+    """Ask whether both credentials are there, root's, and closed to everybody else."""
+    for name in CREDENTIALS:
+        subject, path = f"daemons.{name}", inputs.configuration.directory / name
+        try:
+            status = inputs.at(path).lstat()
+        except FileNotFoundError:
+            yield fault(subject, f"{path} is not there", f"install -m 0600 /dev/null {path}, then write it")
+            continue
+        except PermissionError:
+            yield not_asked(
+                subject, f"{path} is in a directory that this account may not look into", "run this as root"
+            )
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+            seen = f"{path}: uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}: others can read a password"
+            yield fault(subject, seen, f"chown root:root {path} && chmod 0600 {path}, and change the password")
+        elif not status.st_size:
+            yield fault(subject, f"{path} is empty", "write it, then restart both daemons")
+        else:
+            yield ok(subject, f"{path} is there and root's alone")
+
+
+def files(inputs: Inputs) -> Iterator[Finding]:
+    """Ask whether nobody but root can change the configuration."""
+    subject = "daemons.configuration"
+    configuration = inputs.configuration
+    paths = (configuration.directory, configuration.helper_toml, configuration.listener_toml)
+    open_ones = [path for path in paths if open_to_others(inputs.at(path).stat())]
+    for path in open_ones:
+        yield fault(
+            subject, f"{path} can be changed by others than root", f"chown root:root {path} && chmod go-w {path}"
+        )
+    if not open_ones:
+        yield ok(subject, f"{configuration.directory} is root's")
+
+
+def sockets(inputs: Inputs) -> Iterator[Finding]:
+    """Ask whether the helper's sockets are there, each for whom it is meant."""
+    keys = inputs.configuration.helper.socket
+    if inputs.configuration.listener.helper.socket != keys.path:
+        seen = f"listener.toml asks at {inputs.configuration.listener.helper.socket}, the helper listens at {keys.path}"
+        yield fault("daemons.socket", seen, "helper.socket and socket.path must be the same")
+    for subject, path, mode, group in (
+        ("daemons.helper_socket", keys.path, 0o660, keys.listener_user),
+        ("daemons.operator_socket", keys.operator_path, 0o600, "root"),
+    ):
+        try:
+            status = inputs.at(path).lstat()
+        except OSError as error:
+            yield fault(subject, f"{path}: {error.strerror}", "systemctl status knime-root-helper")
+            continue
+        seen = f"{path}: uid {status.st_uid}, group {_group(status.st_gid)}, mode {status.st_mode & 0o7777:04o}"
+        right = status.st_uid == 0 and status.st_mode & 0o7777 == mode and _group(status.st_gid) == group
+        if stat.S_ISSOCK(status.st_mode) and right:
+            yield ok(subject, seen)
+        else:
+            yield fault(
+                subject, f"{seen}; root, {group}, {mode:04o} are expected", "systemctl restart knime-root-helper"
+            )
+
+
+def helper(inputs: Inputs) -> Iterator[Finding]:
+    """Ask whether the helper answers, is root's, and starts executors."""
+    subject, running = "daemons.helper", inputs.running
+    if isinstance(running, str):
+        if os.geteuid() == 0:
+            yield fault(subject, f"no answer: {running}", "systemctl status knime-root-helper")
+        else:
+            yield not_asked(subject, "only root may ask the helper", "run this as root")
+    elif running.uid != 0:
+        seen = f"who answers on the operators' socket is uid {running.uid}, not root"
+        yield fault(subject, seen, "somebody else listens there: find out who, restart knime-root-helper")
+    elif running.draining:
+        yield warning(subject, "the helper is draining: it starts no executor", "knime-peruser undrain")
+    elif not running.free:
+        advice = "limits.max_executors, or end some: knime-peruser stop USER"
+        yield warning(subject, f"{len(running.pids)} executors run and there is room for no other", advice)
+    else:
+        yield ok(subject, f"{len(running.pids)} executors run, there is room for {running.free} more")
+
+
+def program(name: str) -> str:
+    """Give the path of a program of ours: beside this one, else where packages and systemd/install put it."""
+    own = Path(sys.argv[0]).resolve().parent
+    places = (own, own.parent / "sbin", *map(Path, _PLACES))
+    return str(next((place / name for place in places if (place / name).is_file()), Path(_PLACES[0], name)))
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+QUESTIONS: Final[tuple[Question, ...]] = (files, credentials, configurations, sockets, helper)

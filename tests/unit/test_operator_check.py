@@ -1,0 +1,379 @@
+"""What ``check`` knows, each fault in a tree of files that is sound but for it; programs are answered for."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator.check import LOCAL, asked
+from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
+from broker_listener.operator.checks.knime import TEMP_DIR_LINE
+from broker_listener.operator.checks.running import Running
+from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, UserKeys
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an installation is root's, and root's to make")
+
+SOUND_INI = f"""\
+-profileLocation
+/etc/knime-peruser/profiles
+-profileList
+per-user
+-vmargs
+-Xmx2g
+-Dorg.knime.core.maxThreads=4
+-Dcom.knime.executor.autoshutdown.delay_in_min=30
+-Dunrelated={TEMP_DIR_LINE}
+"""
+UNITS = """\
+Id={}
+LoadState=loaded
+ActiveState=active
+UnitFileState=enabled
+"""
+
+
+class Host:
+    """A host as files and answers, sound until a test breaks it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.answers: dict[str, Ran] = {
+            "getent passwd": Ran(2, "knime-listener:x:999:999::/:/usr/sbin/nologin\n"),
+            "getent -s": Ran(2, ""),
+            "systemctl show": Ran(0, "\n".join(UNITS.format(f"knime-{n}.service") for n in DAEMONS)),
+            "timedatectl show": Ran(0, "yes\n"),
+            "/usr/bin/env CREDENTIALS_DIRECTORY=/etc/knime-peruser": Ran(0, ""),
+        }
+        self.configuration = Configuration(
+            Path("/etc/knime-peruser"),
+            ListenerConfig(),
+            HelperKeys(limits=LimitKeys(max_executors=10), users=UserKeys(allow_groups=("analysts",))),
+        )
+        self.running: Running | str = Running(0, frozenset({400}), frozenset({1000}), draining=False, free=9)
+        self.server_config: Path | None = None
+        for path, text in FILES.items():
+            self.write(path, text)
+        for path in ("srv/knime/workspaces", "srv/knime/temp", "var/log/knime-peruser", "run/systemd/system", "proc"):
+            (root / path).mkdir(parents=True, exist_ok=True)
+        (root / "opt/knime/knime").chmod(0o755)
+        for name in ("broker-password", "executor-msgq"):
+            (root / "etc/knime-peruser" / name).chmod(0o600)
+        self.process(400, "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION")
+
+    def write(self, path: str, text: str) -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, "utf-8")
+        file.chmod(0o644)
+        return file
+
+    def process(self, pid: int, *words: str, environ: str = "", cgroup: str = "0::/", parent: int = 1) -> None:
+        self.write(f"proc/{pid}/cmdline", "\0".join(("/opt/knime/knime", *words)) + "\0")
+        self.write(f"proc/{pid}/environ", environ)
+        self.write(f"proc/{pid}/cgroup", cgroup)
+        self.write(f"proc/{pid}/stat", f"{pid} (knime) S {parent} 1")
+
+    def run(self, command: Sequence[str]) -> Ran:
+        line = " ".join(command)
+        found = [answer for begin, answer in self.answers.items() if line.startswith(begin)]
+        return found[-1] if found else Ran(None, f"{command[0]}: not here")
+
+    def findings(self) -> list[Finding]:
+        inputs = Inputs(
+            self.configuration, root=self.root, run=self.run, running=self.running, server_config=self.server_config
+        )
+        left_out = {"sockets"}  # sockets are made by the daemons: tests/integration
+        return list(asked([question for question in LOCAL if question.__name__ not in left_out], inputs))
+
+    def keys(self, **changes: object) -> None:
+        self.configuration = replace(self.configuration, helper=replace(self.configuration.helper, **changes))
+
+
+DAEMONS = ("root-helper", "broker-listener")
+FILES = {
+    "etc/knime-peruser/listener.toml": "",
+    "etc/knime-peruser/helper.toml": "",
+    "etc/knime-peruser/broker-password": "s3cret\n",
+    "etc/knime-peruser/executor-msgq": "amqp://e:s3cret@127.0.0.1:5672/%2F\n",
+    "etc/knime-peruser/profiles/per-user/knime-peruser.epf": f"{TEMP_DIR_LINE}\n",
+    "etc/nsswitch.conf": "passwd: files sss\ngroup: files sss\n",
+    "etc/group": "root:x:0:\nanalysts:x:2000:\n",
+    "etc/os-release": 'ID=debian\nVERSION_ID="12"\n',
+    "etc/systemd/logind.conf": "[Login]\n#RemoveIPC=yes\n",
+    "etc/systemd/logind.conf.d/knime.conf": "[Login]\nRemoveIPC=no\n",
+    "usr/lib/systemd/systemd-logind": "",
+    "opt/knime/knime": "#!/bin/sh\n",
+    "opt/knime/knime.ini": SOUND_INI,
+    "opt/knime/dropins/com.knime.enterprise.executor.autoshutdown_1.0.jar": "",
+    "opt/knime/configuration/org.eclipse.equinox.simpleconfigurator/bundles.info": "",
+    "proc/meminfo": "MemTotal:       65536000 kB\n",
+}
+INFOPIPE = "busctl --timeout=2 call org.freedesktop.sssd.infopipe"
+ONLINE = {
+    f"{INFOPIPE} /org/freedesktop/sssd/infopipe org.freedesktop.sssd.infopipe ListDomains": Ran(
+        0, 'ao 1 "/org/freedesktop/sssd/infopipe/Domains/example"\n'
+    ),
+    f"{INFOPIPE} /org/freedesktop/sssd/infopipe/Domains/example": Ran(0, "b true\n"),
+}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    made.answers |= ONLINE
+    yield made
+    shutil.rmtree(tmp_path)
+
+
+def test_a_sound_host_has_no_warning_and_no_fault(host: Host) -> None:
+    wrong = [finding for finding in host.findings() if finding.level in {Level.WARNING, Level.FAULT}]
+    assert wrong == []
+
+
+def test_every_answer_that_is_not_well_says_what_to_do(host: Host) -> None:
+    shutil.rmtree(host.root / "opt")
+    shutil.rmtree(host.root / "srv")
+    wrong = [finding for finding in host.findings() if finding.level in {Level.WARNING, Level.FAULT}]
+    assert wrong
+    assert all(finding.advice for finding in wrong)
+
+
+def chmod(path: str, mode: int) -> Callable[[Host], object]:
+    return lambda host: (host.root / path).chmod(mode)
+
+
+def chown(path: str, uid: int) -> Callable[[Host], object]:
+    return lambda host: os.chown(host.root / path, uid, 0)
+
+
+def unlink(path: str) -> Callable[[Host], object]:
+    return lambda host: (host.root / path).unlink()
+
+
+def write(path: str, text: str) -> Callable[[Host], object]:
+    return lambda host: host.write(path, text)
+
+
+def ini(old: str, new: str) -> Callable[[Host], object]:
+    return write("opt/knime/knime.ini", SOUND_INI.replace(old, new))
+
+
+def answer(command: str, status: int | None, output: str) -> Callable[[Host], object]:
+    return lambda host: host.answers.update({command: Ran(status, output)})
+
+
+def newer_dropin(host: Host) -> None:
+    jar = next((host.root / "opt/knime/dropins").iterdir())
+    os.utime(jar, (jar.stat().st_mtime + 60, jar.stat().st_mtime + 60))
+
+
+def without_plug_in(host: Host) -> None:
+    shutil.rmtree(host.root / "opt/knime/dropins")
+
+
+def state(host: Host, **changes: object) -> None:
+    assert isinstance(host.running, Running)
+    host.running = replace(host.running, **changes)
+
+
+def server_config(text: str) -> Callable[[Host], object]:
+    return lambda host: setattr(host, "server_config", host.write("knime-server.config", text))
+
+
+def workspace(name: str, uid: int) -> Callable[[Host], object]:
+    def make(host: Host) -> None:
+        (host.root / "srv/knime/workspaces" / name).mkdir()
+        os.chown(host.root / "srv/knime/workspaces" / name, uid, 0)
+
+    return make
+
+
+def unit(name: str, text: str) -> Callable[[Host], object]:
+    def change(host: Host) -> None:
+        blocks = [UNITS.format(f"knime-{daemon}.service") for daemon in DAEMONS]
+        blocks = [block for block in blocks if f"Id={name}\n" not in block]
+        host.answers["systemctl show"] = Ran(0, "\n".join([*blocks, f"Id={name}\n{text}"]))
+
+    return change
+
+
+EXECUTOR = "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
+OURS = "KNIME_EXECUTOR_MSGQ=amqp://e:s3cret@broker:5672/%2F\0"
+FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
+    "a file of another account in the installation": (
+        chown("opt/knime/knime.ini", 1234), "installation.owner", Level.FAULT, "chown -R root:root /opt/knime"),
+    "a file that others can write": (
+        chmod("opt/knime/knime.ini", 0o666), "installation.owner", Level.FAULT, "chmod -R go-w"),
+    "no program": (unlink("opt/knime/knime"), "installation.program", Level.FAULT, "executor.home"),
+    "a program that users may not execute": (
+        chmod("opt/knime/knime", 0o744), "installation.program", Level.FAULT, "chmod a+rx"),
+    "a dropin that users cannot read": (
+        chmod("opt/knime/dropins/com.knime.enterprise.executor.autoshutdown_1.0.jar", 0o600),
+        "installation.dropins", Level.FAULT, "chmod -R a+rX"),
+    "a dropin newer than the last clean": (newer_dropin, "installation.clean", Level.WARNING, "knime -clean"),
+    "nothing that ends idle executors": (without_plug_in, "installation.autoshutdown", Level.WARNING, "autoshutdown"),
+    "no profile": (
+        ini("-profileLocation\n/etc/knime-peruser/profiles\n-profileList\nper-user\n", ""),
+        "knime.profile", Level.WARNING, TEMP_DIR_LINE),
+    "a profile after -vmargs": (
+        write("opt/knime/knime.ini", "-vmargs\n-profileLocation\n/x\n-profileList\ny\n-Xmx2g\n"),
+        "knime.profile", Level.WARNING, "before -vmargs"),
+    "a profile without the line": (
+        write("etc/knime-peruser/profiles/per-user/knime-peruser.epf", "/instance/other=1\n"),
+        "knime.profile", Level.WARNING, TEMP_DIR_LINE),
+    "a profile that others can write": (
+        chmod("etc/knime-peruser/profiles/per-user/knime-peruser.epf", 0o666),
+        "knime.profile", Level.FAULT, "chmod -R go-w"),
+    "no delay of the plug-in": (
+        ini("-Dcom.knime.executor.autoshutdown.delay_in_min=30\n", ""), "knime.autoshutdown", Level.WARNING, "=30"),
+    "no maxThreads": (ini("-Dorg.knime.core.maxThreads=4\n", ""), "knime.threads", Level.WARNING, "core token"),
+    "no Xmx": (ini("-Xmx2g\n", ""), "knime.memory", Level.WARNING, "set it"),
+    "one heap larger than the machine": (ini("-Xmx2g", "-Xmx128g"), "knime.memory", Level.FAULT, "lower -Xmx"),
+    "heaps that do not fit": (ini("-Xmx2g", "-Xmx16g"), "knime.memory", Level.WARNING, "max_executors to 3"),
+    "a load time-out shorter than a start": (
+        server_config("com.knime.server.job.default_load_timeout=30s\n"),
+        "knime.load_timeout", Level.FAULT, "default_load_timeout=2m"),
+    "a load time-out that is none": (
+        server_config("com.knime.server.job.default_load_timeout=soon\n"),
+        "knime.load_timeout", Level.WARNING, "2m"),
+    "the predecessor's 0777": (
+        chmod("srv/knime/workspaces", 0o777), "workspaces.workspaces", Level.FAULT, "chmod 0755 /srv/knime/workspaces"),
+    "no temp directory": (
+        lambda host: (host.root / "srv/knime/temp").rmdir(), "workspaces.temp", Level.FAULT, "install -d"),
+    "workspaces that users cannot enter": (
+        chmod("srv/knime/workspaces", 0o750), "workspaces.workspaces", Level.FAULT, "chmod 0755"),
+    "a workspace of somebody else": (
+        workspace("daemon", 1234), "workspaces.owners", Level.WARNING, "chown -R daemon"),
+    "a workspace of nobody": (workspace("kpr-gone", 1234), "workspaces.owners", Level.WARNING, "keep or remove"),
+    "a workspace with a KNIME name, of somebody else": (
+        workspace("daemon+Daemon", 1234), "workspaces.owners", Level.WARNING, "chown -R daemon"),
+    "the predecessor's temp": (workspace("daemon_temp", 1), "workspaces.owners", Level.WARNING, "remove"),
+    "a file in place of a workspace": (
+        write("srv/knime/workspaces/daemon", ""), "workspaces.owners", Level.WARNING, "move"),
+    "no name service": (answer("getent passwd", None, "getent: no answer in time"), "host.names", Level.FAULT, "time"),
+    "no account of the listener": (answer("getent passwd", 2, ""), "host.names", Level.FAULT, "systemd-sysusers"),
+    "SSSD down": (
+        lambda host: (host.answers.update({INFOPIPE: Ran(1, "")}), unit("sssd.service", "ActiveState=failed\n")(host)),
+        "host.sssd", Level.FAULT, "systemctl status sssd"),
+    "SSSD without InfoPipe": (
+        lambda host: (host.answers.update({INFOPIPE: Ran(1, "")}), unit("sssd.service", "ActiveState=active\n")(host)),
+        "host.sssd", Level.WARNING, "sssd-dbus"),
+    "an SSSD domain offline": (
+        answer(f"{INFOPIPE} /org/freedesktop/sssd/infopipe/Domains/example", 0, "b false\n"),
+        "host.sssd", Level.WARNING, "sssctl"),
+    "a group name with two gids": (
+        answer("getent -s", 0, "sudo:*:3000:\nsudo:*:27:\n"), "host.groups", Level.FAULT, "rename"),
+    "a group with one gid in files and another in SSSD": (
+        answer("getent -s sss", 0, "analysts:*:3000:\n"), "host.groups", Level.FAULT, "rename"),
+    "an allowed group that does not exist": (
+        write("etc/group", "root:x:0:\n"), "host.groups", Level.FAULT, "users.allow_groups"),
+    "RemoveIPC by default": (
+        unlink("etc/systemd/logind.conf.d/knime.conf"), "host.remove_ipc", Level.WARNING, "RemoveIPC=no"),
+    "RemoveIPC by a later file": (
+        write("etc/systemd/logind.conf.d/z.conf", "[Login]\nRemoveIPC=yes\n"),
+        "host.remove_ipc", Level.WARNING, "RemoveIPC=no"),
+    "a clock that nobody keeps": (answer("timedatectl show", 0, "no\n"), "host.clock", Level.WARNING, "chrony"),
+    "a daemon that does not run": (
+        unit("knime-root-helper.service", "LoadState=loaded\nActiveState=failed\nUnitFileState=enabled\n"),
+        "host.units.knime-root-helper", Level.FAULT, "systemctl status"),
+    "a daemon that is not installed": (
+        unit("knime-broker-listener.service", "LoadState=not-found\nActiveState=inactive\nUnitFileState=\n"),
+        "host.units.knime-broker-listener", Level.FAULT, "install"),
+    "a daemon that is not enabled": (
+        unit("knime-root-helper.service", "LoadState=loaded\nActiveState=active\nUnitFileState=disabled\n"),
+        "host.units.knime-root-helper", Level.WARNING, "systemctl enable"),
+    "another system": (write("etc/os-release", "ID=gentoo\n"), "host.system", Level.WARNING, "Debian 12"),
+    "KNIME's own executor unit": (
+        unit("knime-executor.service", "LoadState=loaded\nActiveState=inactive\nUnitFileState=enabled\n"),
+        "host.foreign_units", Level.FAULT, "systemctl disable --now knime-executor.service"),
+    "the predecessor's unit": (
+        unit("knime-executor-per-user.service", "LoadState=loaded\nActiveState=active\nUnitFileState=disabled\n"),
+        "host.foreign_units", Level.FAULT, "systemctl disable --now knime-executor-per-user.service"),
+    "the predecessor's process": (
+        lambda host: host.process(500, "/opt/x/knime_executor_per_user_starter.py", "x.config"),
+        "host.executors", Level.FAULT, "disable --now"),
+    "an executor that the helper did not start": (
+        lambda host: host.process(501, EXECUTOR, environ=OURS), "host.executors", Level.FAULT, "kill 501"),
+    "an executor with its broker in knime.ini": (
+        lambda host: host.process(501, EXECUTOR), "host.executors", Level.FAULT, "kill 501"),
+    "an open credential": (
+        chmod("etc/knime-peruser/broker-password", 0o644), "daemons.broker-password", Level.FAULT, "change the"),
+    "no credential": (
+        unlink("etc/knime-peruser/executor-msgq"), "daemons.executor-msgq", Level.FAULT, "install -m 0600"),
+    "an empty credential": (
+        lambda host: (host.root / "etc/knime-peruser/executor-msgq").write_text(""),
+        "daemons.executor-msgq", Level.FAULT, "write it"),
+    "a configuration that others can write": (
+        chmod("etc/knime-peruser/listener.toml", 0o666), "daemons.configuration", Level.FAULT, "chmod go-w"),
+    "what the helper refuses": (
+        answer("/usr/bin/env CREDENTIALS_DIRECTORY=/etc/knime-peruser /usr/sbin/knime-root-helper", 2,
+               "helper.toml: limits.x: unknown key\n"),
+        "daemons.knime-root-helper", Level.FAULT, "--check"),
+    "what the listener refuses": (
+        answer("/usr/bin/env CREDENTIALS_DIRECTORY=/etc/knime-peruser /usr/sbin/knime-broker-listener", 2,
+               "listener.toml: broker.x: unknown key\n"),
+        "daemons.knime-broker-listener", Level.FAULT, "--check"),
+    "no helper": (
+        lambda host: setattr(host, "running", "operator.sock: Connection refused"),
+        "daemons.helper", Level.FAULT, "systemctl status"),
+    "somebody else on the helper's socket": (lambda host: state(host, uid=1000), "daemons.helper", Level.FAULT, "who"),
+    "a draining helper": (lambda host: state(host, draining=True), "daemons.helper", Level.WARNING, "undrain"),
+    "a full host": (lambda host: state(host, free=0), "daemons.helper", Level.WARNING, "max_executors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_it_names_what_is_wrong_how_grave_it_is_and_what_to_do(host: Host, what: str) -> None:
+    breaks, subject, level, advice = FAULTS[what]
+    breaks(host)
+    found = [finding for finding in host.findings() if finding.subject == subject and finding.level is not Level.OK]
+    assert [finding.level for finding in found] == [level], found
+    assert advice in found[0].advice
+
+
+@pytest.mark.parametrize(
+    ("environ", "cgroup", "parent"),
+    [
+        ("KNIME_EXECUTOR_MSGQ=amqp://e:p@broker:5672/other\0", "0::/", 1),
+        ("KNIME_EXECUTOR_MSGQ=amqp://e:p@broker:5673/%2F\0", "0::/", 1),
+        (OURS, "0::/knime.slice/knime-executors.slice/knime-executor-alice.scope\n", 1),
+        (OURS, "0::/", 400),
+    ],
+    ids=["another vhost", "another broker", "in a scope of ours", "a child of one of ours"],
+)
+def test_an_executor_of_another_server_and_those_of_the_helper_are_no_fault(
+    host: Host, environ: str, cgroup: str, parent: int
+) -> None:
+    host.process(502, EXECUTOR, environ=environ, cgroup=cgroup, parent=parent)
+    assert [finding.level for finding in host.findings() if finding.subject == "host.executors"] == [Level.OK]
+
+
+def test_a_start_time_out_above_the_servers_is_a_fault_whatever_both_are(host: Host) -> None:
+    server_config("# nothing\n")(host)
+    slow = ListenerConfig(broker=BrokerConfig(), hand_over=HandOverConfig(start_timeout=300.0))
+    host.configuration = replace(host.configuration, listener=slow)
+    (found,) = [finding for finding in host.findings() if finding.subject == "knime.load_timeout"]
+    assert found.level is Level.FAULT
+    assert "its default" in found.seen
+
+
+def test_what_cannot_be_read_is_a_finding_and_the_other_questions_are_asked(host: Host) -> None:
+    shutil.rmtree(host.root / "etc/knime-peruser")
+    subjects = {finding.subject for finding in host.findings()}
+    assert {"daemons.files", "installation.owner"} <= subjects
+
+
+def test_no_finding_quotes_a_credential(host: Host) -> None:
+    chmod("etc/knime-peruser/executor-msgq", 0o666)(host)
+    host.process(501, EXECUTOR, environ=OURS)
+    assert "s3cret" not in repr(host.findings())
+
+
+def test_nobody_is_called_by_a_group_that_is_only_denied_and_absent(host: Host) -> None:
+    host.keys(users=UserKeys(allow_groups=(), deny_groups=("no-such-group",), map=MappingProxyType({})))
+    assert [finding.level for finding in host.findings() if finding.subject == "host.groups"] == [Level.OK]
