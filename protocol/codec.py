@@ -5,7 +5,7 @@ that are not UTF-8, or a frame over the limit is a violation. What is encoded is
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -56,9 +56,7 @@ def encode_request(request: m.Request) -> bytes:
     Raises:
         ProtocolViolation: it does not fit the frame, or holds what the other side would not decode.
     """
-    frame = _encoded(request, "op", REQUESTS)
-    decode_request(frame)
-    return frame
+    return _encoded(request, "op", REQUESTS, decode_request)
 
 
 def encode_reply(reply: m.Reply | m.Exited) -> bytes:
@@ -68,9 +66,7 @@ def encode_reply(reply: m.Reply | m.Exited) -> bytes:
         ProtocolViolation: it does not fit the frame, or holds what the other side would not decode.
     """
     key, kinds = ("notice", NOTICES) if isinstance(reply, m.Exited) else ("result", REPLIES)
-    frame = _encoded(reply, key, kinds)
-    decode_reply(frame)
-    return frame
+    return _encoded(reply, key, kinds, decode_reply)
 
 
 REQUESTS: Final[Mapping[str, type[Any]]] = MappingProxyType(
@@ -116,13 +112,15 @@ def _checked(kind: type[T], entries: Mapping[str, object]) -> T:
         raise ProtocolViolation(f"keys, types or values that {kind.__name__} has not") from None
 
 
-def _encoded(message: object, key: str, kinds: Mapping[str, type[Any]]) -> bytes:
+def _encoded(message: object, key: str, kinds: Mapping[str, type[Any]], check: Callable[[bytes], object]) -> bytes:
     tag = next((tag for tag, kind in kinds.items() if kind is type(message)), None)
     try:
         entries = {"v": m.VERSION, key: tag, **asdict(cast("Any", message))}
-        return json.dumps(entries, separators=(",", ":"), allow_nan=False).encode("ascii")
+        frame = json.dumps(entries, separators=(",", ":"), allow_nan=False).encode("ascii")
     except (ValueError, TypeError):
         raise ProtocolViolation("a value that has no place in JSON") from None
+    check(frame)
+    return frame
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -66,84 +66,78 @@ class FailedReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class EnsureExecutor:
+class _WithId:
+    id: Id
+
+
+@dataclass(frozen=True, slots=True)
+class _AnExecutor(_WithId):
+    """``since`` in Unix seconds; ``cgroup`` is None where there is no scope."""
+
+    os_user: str
+    uid: Uid
+    pid: Pid
+    since: Seconds
+    cgroup: Cgroup
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureExecutor(_WithId):
     """See to it that the user has an executor."""
 
-    id: Id
     user: str
 
 
 @dataclass(frozen=True, slots=True)
-class ListExecutors:
+class ListExecutors(_WithId):
     """A page of the running executors: those of the users after ``after`` ("" = from the first)."""
 
-    id: Id
     after: str
 
 
 @dataclass(frozen=True, slots=True)
-class StopExecutor:
+class StopExecutor(_WithId):
     """End the executor of this KNIME user."""
 
-    id: Id
     user: str
 
 
 @dataclass(frozen=True, slots=True)
-class SetDraining:
+class SetDraining(_WithId):
     """Start no executor any more (``on``), or start them again."""
 
-    id: Id
     on: bool
 
 
 @dataclass(frozen=True, slots=True)
-class OtherVersion:
+class OtherVersion(_WithId):
     """A request of another version of this protocol: its id is all that is understood."""
-
-    id: Id
 
 
 Request = EnsureExecutor | ListExecutors | StopExecutor | SetDraining | OtherVersion
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """The executor that was there already. ``since`` in Unix seconds; ``cgroup`` is None where there is no scope."""
-
-    id: Id
-    os_user: str
-    uid: Uid
-    pid: Pid
-    since: Seconds
-    cgroup: Cgroup
+class Running(_AnExecutor):
+    """The executor that was there already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(_AnExecutor):
     """The executor that was started for this request."""
 
-    id: Id
-    os_user: str
-    uid: Uid
-    pid: Pid
-    since: Seconds
-    cgroup: Cgroup
-
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(_WithId):
     """Policy says no."""
 
-    id: Id
     reason: RefusedReason
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(_WithId):
     """The host says not now; ask again after ``retry_after`` seconds."""
 
-    id: Id
     reason: FailedReason
     retry_after: Seconds
 
@@ -161,10 +155,9 @@ class ExecutorEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Executors:
+class Executors(_WithId):
     """A page, sorted by user. ``next`` is what to ask ``after`` next, None on the last page."""
 
-    id: Id
     executors: tuple[ExecutorEntry, ...]
     next: str | None
     draining: bool
@@ -172,24 +165,19 @@ class Executors:
 
 
 @dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(_WithId):
     """The executor was told to end."""
 
-    id: Id
-
 
 @dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(_WithId):
     """There was no executor to stop."""
 
-    id: Id
-
 
 @dataclass(frozen=True, slots=True)
-class Draining:
+class Draining(_WithId):
     """Whether the helper is draining now."""
 
-    id: Id
     on: bool
 
 

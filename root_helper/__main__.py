@@ -16,13 +16,13 @@ from typing import Final, NoReturn
 from protocol.record import Event
 from protocol.settings import SettingsError
 from root_helper import accounts
-from root_helper.audit import AuditLog, AuditUnavailable
+from root_helper.audit import AuditLog
 from root_helper.config import HelperConfig
 from root_helper.config_file import config_faults, load
 from root_helper.gateway import Gateway
 from root_helper.log import log_to
 from root_helper.loop import Loop
-from root_helper.policy import directory_name, os_user_of
+from root_helper.policy import Undecided, directory_name, os_user_of
 from root_helper.scope import systemd_is_there, unit_name
 from root_helper.server import Server
 from root_helper.spawn import allow_descriptors
@@ -32,26 +32,19 @@ _log: Final = logging.getLogger("helper")
 _CONFIGURATION: Final = 2
 _LOCK_HELD: Final = 75
 _SPARE_DESCRIPTORS: Final = 512  # beside a pidfd for each executor: workers, sockets, files
-_NO_AUDIT_LOG: Final = 1
-"""Not a fault of the configuration, after which nobody would start us again: a full disk passes."""
+_HOST: Final = 1
+"""Not a fault of the file, after which nobody would start us again: accounts, mounts and credentials come late."""
 _DESCRIPTION: Final = """\
-Starts KNIME Executors as the users that they work for: takes one narrow request at a time over a Unix socket,
-validates the user against the host's accounts, makes home, workspace and temp directory where they are missing,
-drops to the user and executes the executor. Runs as root, in the foreground, logs to stderr. Running executors
-outlive it; a new one adopts them."""
+Starts KNIME Executors as the users that they work for. Runs as root, in the foreground, logs to stderr. Running
+executors outlive it; a new one adopts them. knime-root-helper(8) says more."""
 _EPILOG: Final = """\
 exit status:
   0   ended by SIGTERM or SIGINT; --check found no fault; --explain: the user may have an executor
-  1   --explain: the user may not, or it could not be decided
-  2   usage or configuration: one line for each fault on stderr
+  1   the host lacks what the configuration names (account, directory, file), one line for each fault on stderr;
+      --explain: the user may not, or it could not be decided
+  2   usage or configuration, one line for each fault; --check: any fault
   4   not run as root
-  75  another helper holds the lock
-
-files:
-  /etc/knime-peruser/helper.toml        the configuration, root's alone
-  /etc/knime-peruser/executor-msgq      the executors' broker URL, root 0600
-  /run/knime-peruser/                   sockets, lock, what a restarted helper adopts from
-  /var/log/knime-peruser/audit.jsonl    who got what, when, by whose request"""
+  75  another helper holds the lock"""
 
 
 def main() -> None:
@@ -75,7 +68,7 @@ def main() -> None:
     if arguments.explain is not None:
         sys.exit(_explain(arguments.explain, config))
     if faults := [f"{arguments.config}: {fault}" for fault in (*config_faults(config), *_account_faults(config))]:
-        _leave(_CONFIGURATION, faults)
+        _leave(_CONFIGURATION if arguments.check else _HOST, faults)
     if not arguments.check:
         _serve(config)
 
@@ -89,15 +82,14 @@ def _serve(config: HelperConfig) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         _leave(_LOCK_HELD, [f"{run_directory}/helper.lock: another knime-root-helper is running; it is left alone"])
-    listener, gate = _ids(config.socket.listener_user), _ids(config.socket.gate_user)
+    listener, gate = accounts.user_ids(config.socket.listener_user), accounts.user_ids(config.socket.gate_user)
+    if listener is None or gate is None:
+        _leave(_HOST, ["an account was removed in this very moment"])
     gateway = Gateway(config.socket.path, listener, gate)  # before anything else is in this process's memory
-    try:
-        audit = AuditLog(
-            config.audit.path, rotate_size=config.audit.rotate_size, keep_days=config.audit.keep_days,
-            adm=accounts.group_id("adm") or 0, host=os.uname().nodename,
-        )  # fmt: skip
-    except AuditUnavailable as error:
-        _leave(_NO_AUDIT_LOG, [f"knime-root-helper: {error}"])
+    audit = AuditLog(
+        config.audit.path, rotate_size=config.audit.rotate_size, keep_days=config.audit.keep_days,
+        adm=accounts.group_id("adm") or 0, host=os.uname().nodename,
+    )  # fmt: skip
     audit.record_end(Event(event="helper_started", pid=os.getpid()))
     if not systemd_is_there():
         _log.warning("no systemd: executors have no scopes; of executor.limits only nofile and core hold")
@@ -118,7 +110,7 @@ def _explain(user: str, config: HelperConfig) -> int:
         try:
             account, reason = accounts.decide(os_user, config)
             decision = "refused" if reason else "would_start"
-        except accounts.Undecided as error:
+        except Undecided as error:
             account, reason, decision = None, None, f"failed: {error}"
         found |= {
             "decision": decision,
@@ -135,17 +127,10 @@ def _explain(user: str, config: HelperConfig) -> int:
 def _account_faults(config: HelperConfig) -> list[str]:
     names = {"socket.listener_user": config.socket.listener_user, "socket.gate_user": config.socket.gate_user}
     return [
-        f"{key}: there is no account {name}: systemd-sysusers makes it"
+        f"{key}: {name}: an account of its own, not root's, is expected: systemd-sysusers makes it"
         for key, name in names.items()
-        if accounts.user_ids(name) is None
+        if 0 in (accounts.user_ids(name) or (0,))
     ]
-
-
-def _ids(name: str) -> tuple[int, int]:
-    ids = accounts.user_ids(name)
-    if ids is None or 0 in ids:
-        _leave(_CONFIGURATION, [f"{name}: an account of its own, not root's, is expected"])
-    return ids
 
 
 def _leave(status: int, faults: list[str]) -> NoReturn:

@@ -16,13 +16,9 @@ from protocol.messages import RefusedReason
 from protocol.names import UserName
 from root_helper import pam, sssd
 from root_helper.config import HelperConfig
-from root_helper.policy import Account, Rules, refusal
+from root_helper.policy import Account, Rules, Undecided, refusal
 
 _libc: Final = ctypes.CDLL(None)
-
-
-class Undecided(Exception):
-    """The directory service did not answer; the text says which question was asked."""
 
 
 def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, RefusedReason | None]:
@@ -37,16 +33,9 @@ def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, Refuse
             raise Undecided(f"NSS knows no {name}, but {why}")
         return None, RefusedReason.UNKNOWN_USER
     reason = refusal(name, account, rules(config))
-    if reason is None and not _usable(account):
+    if reason is None and not pam.may_be_used(account.name):
         reason = RefusedReason.ACCOUNT_EXPIRED
     return account, reason
-
-
-def _usable(account: Account) -> bool:
-    try:
-        return pam.may_be_used(account.name)
-    except pam.PamUndecided as error:
-        raise Undecided(str(error)) from error
 
 
 def account_of(name: UserName) -> Account | None:

@@ -1,8 +1,7 @@
 """helper.toml and the executors' broker URL, read from where only root can have written them, or refused.
 
 It trusts a file that only root can have written, in directories that only root can change; no environment variable
-overrides a key. What this version does not do yet is refused, never ignored. The executors' broker URL is read by
-the worker alone, and no fault ever quotes it.
+overrides a key. The executors' broker URL is read by the worker alone, and no fault ever quotes it.
 """
 
 import os

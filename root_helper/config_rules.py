@@ -1,4 +1,4 @@
-"""What a well-typed helper.toml must hold besides: paths, placeholders, names, and what is not built yet.
+"""What a well-typed helper.toml must hold besides: paths, placeholders, names, ranges.
 
 Pure. It trusts nothing of the values but their types; each fault names the key and what was expected.
 """
@@ -23,6 +23,8 @@ _RANGES: Final = {
     "nofile": (64, 2**30),
     "core": (0, 2**62),
 }
+_LEAST_IDLE: Final = 120
+"""Seconds: twice the time after which the listener asks again for a user with traffic."""
 _MAX_SOCKET_PATH: Final = 107  # sun_path less its NUL, unix(7)
 
 
@@ -131,9 +133,9 @@ def _limits(config: HelperConfig) -> Iterator[str]:
                 yield f"{where}.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
 
 
-def _not_built(config: HelperConfig) -> Iterator[str]:
-    if config.limits.idle_after:
-        yield "limits.idle_after: not supported yet; 0 is expected"
+def _idle(config: HelperConfig) -> Iterator[str]:
+    if 0 < config.limits.idle_after < _LEAST_IDLE:
+        yield f"limits.idle_after: 0 or at least {_LEAST_IDLE} is expected: the listener asks once a minute"
 
 
-_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _limits, _not_built)
+_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _limits, _idle)

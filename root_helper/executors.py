@@ -2,7 +2,8 @@
 
 An executor is a process with this pid, this start time, on this boot, with this uid, never a name. The state files
 stand in a directory that only root can write; what is in them is checked against the kernel all the same. Where they
-are damaged or gone, systemd's record of the scopes says the same.
+are damaged or gone, systemd's record of the scopes says the same; without scopes such an executor is not known, and
+the lock that it holds keeps its user from a second one.
 """
 
 import contextlib
@@ -21,7 +22,10 @@ from protocol.settings import SettingsError, settings
 from root_helper import scope
 
 _FORKNOEXEC: Final = 0x40  # PF_FORKNOEXEC, include/linux/sched.h: forked, has not executed anything yet
+_NO_PROCESS: Final = {errno.ESRCH, errno.EINVAL, errno.ENOENT}  # it is gone, or its pid is a thread's by now
 _MAX_STATE: Final = 4096
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+"""A second, in the unit of ``start_time``."""
 _log: Final = logging.getLogger("executor")
 
 
@@ -49,6 +53,8 @@ class Stat(NamedTuple):
     session: int
     flags: int
     start_time: int
+    cpu: float
+    """Seconds that it and the children that it waited for have used."""
 
     @property
     def executed(self) -> bool:
@@ -63,7 +69,8 @@ def stat_of(pid: int) -> Stat | None:
             fields = file.read().rpartition(b")")[2].split()  # the name before it can hold anything
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Stat(state=fields[0], session=int(fields[3]), flags=int(fields[6]), start_time=int(fields[19]))
+    used = sum(map(int, fields[11:15])) / TICKS
+    return Stat(fields[0], int(fields[3]), int(fields[6]), int(fields[19]), used)
 
 
 def boot_id() -> str:
@@ -90,25 +97,39 @@ def scope_facts(user: str, os_user: str, uid: int) -> dict[str, object]:
     return {"user": user, "os_user": os_user, "uid": uid, "pid": pid, "start_time": stat.start_time if stat else 0}
 
 
-def members(executor: Executor) -> list[int]:
-    """Give what is alive of an executor: what is in its scope, or where it has none, in its session with its uid."""
+def signalled(executor: Executor, number: int) -> Iterator[bool]:
+    """Send a signal to all that is alive of an executor, a process a step; 0 only looks.
+
+    That is what is in its scope, or where it has none, in its session with its uid. Each step says whether it found
+    such a process.
+    """
     if _is_of_another_time(executor):
-        return []
-    pids = scope.processes(executor.scope) if executor.scope else map(int, filter(str.isdigit, os.listdir("/proc")))
-    return [pid for pid in pids if _is_member(pid, executor)]
+        return
+    for pid in scope.processes(executor.scope) if executor.scope else everything():
+        found = _is_member(pid, executor)
+        if found and number == signal.SIGKILL and executor.scope and scope.kill(executor.scope, executor.cgroup):
+            yield True
+            return
+        if found and number:
+            _send(pid, executor, number)
+        yield found
 
 
-def signal_members(executor: Executor, number: signal.Signals) -> None:
-    """Send the signal to each; a pidfd is opened first and the facts are looked at again, so no stranger is hit."""
-    for pid in members(executor):
-        with contextlib.suppress(OSError):  # it is gone, or its pid is a thread's by now
-            pidfd = os.pidfd_open(pid)
-            try:
-                if _is_member(pid, executor):
-                    # PRIVILEGED: another user's process, known by descriptor, session and uid.
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+def everything() -> Iterator[int]:
+    """Give the pids of all processes."""
+    return map(int, filter(str.isdigit, os.listdir("/proc")))
+
+
+def _send(pid: int, executor: Executor, number: int) -> None:
+    """Send it; a pidfd is opened first and the facts are looked at again, so that no stranger is hit."""
+    with contextlib.suppress(OSError):  # it is gone, or its pid is a thread's by now
+        pidfd = os.pidfd_open(pid)
+        try:
+            if _is_member(pid, executor):
+                # PRIVILEGED: another user's process, known by descriptor, session and uid.
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
 
 def _is_of_another_time(executor: Executor) -> bool:
@@ -123,13 +144,13 @@ def _is_of_another_time(executor: Executor) -> bool:
 def _is_member(pid: int, executor: Executor) -> bool:
     """Look at the facts; a zombie holds nothing any more."""
     stat = stat_of(pid)
-    if stat is None or stat.state in {b"Z", b"X"} or uid_of(pid) != executor.uid:
+    if stat is None or stat.state in {b"Z", b"X"} or (executor.scope is None and stat.session != executor.pid):
         return False
-    return executor.scope is not None or stat.session == executor.pid
+    return uid_of(pid) == executor.uid
 
 
 class Registry:
-    """The executors by KNIME user, each with its pidfd, each with a state file in ``directory``."""
+    """The executors by KNIME user, each with a state file in ``directory``."""
 
     def __init__(self, directory: str) -> None:
         """Open the state directory, which is made where it is missing."""
@@ -138,8 +159,8 @@ class Registry:
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._boot_id = boot_id()
         self.by_user: dict[str, Executor] = {}
-        self.pidfds: dict[str, int] = {}
         self.leaving: dict[str, Executor] = {}
+        self._seen: set[str] = set()
 
     def described(self, user: str, pid: int, facts: dict[str, Any]) -> Executor | None:
         """Make the entry of a worker that is ready; None where the process is gone."""
@@ -163,19 +184,24 @@ class Registry:
             json.dump(asdict(executor), file)
         os.rename(staging, executor.user, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
-    def add(self, executor: Executor, pidfd: int) -> None:
-        """Take over an executor and the pidfd that stands for it."""
-        self.by_user[executor.user], self.pidfds[executor.user] = executor, pidfd
+    def add(self, executor: Executor) -> None:
+        """Note an executor that runs."""
+        self.by_user[executor.user] = executor
+        self._seen.add(executor.user)
+
+    def knows(self, user: str) -> bool:
+        """Tell whether the user's last executor was one of this registry, so that its end was seen."""
+        return user in self._seen
 
     def everybody(self) -> list[Executor]:
         """Give all that have processes: running, or ended with something left behind."""
         return [*self.by_user.values(), *self.leaving.values()]
 
     def leave(self, executor: Executor) -> None:
-        """Note that the main process ended and that its end is recorded; the pidfd is the caller's."""
+        """Note that the main process ended and that its end is recorded."""
         self.by_user.pop(executor.user, None)
-        self.pidfds.pop(executor.user, None)
         self.leaving[executor.user] = executor
+        self._seen.add(executor.user)
         with contextlib.suppress(OSError):  # a helper that is restarted now records the end once more
             self.save(replace(executor, ended=True))
 
@@ -189,23 +215,19 @@ class Registry:
         with contextlib.suppress(OSError):
             os.unlink(user, dir_fd=self._directory)
 
-    def adopt(self, ended: Callable[[Executor], None]) -> None:
-        """Take over what an earlier helper started; ``ended`` is called for each that ended in between."""
+    def adopt(self, running: Callable[[Executor, int], None], ended: Callable[[Executor], None]) -> None:
+        """Find what an earlier helper started: what runs, each with its pidfd, and what ended in between."""
         for executor in (*self._saved(), *self._in_scopes()):
             if executor.user in self.by_user or executor.user in self.leaving:
                 continue
             try:
                 pidfd = os.pidfd_open(executor.pid)
             except OSError as error:
-                if error.errno not in {
-                    errno.ESRCH,
-                    errno.EINVAL,
-                    errno.ENOENT,
-                }:  # it is gone, or its pid is a thread's by now
+                if error.errno not in _NO_PROCESS:
                     raise
                 pidfd = None
             if pidfd is not None and self._is_it(executor):
-                self.add(executor, pidfd)
+                running(executor, pidfd)
                 continue
             if pidfd is not None:
                 os.close(pidfd)
@@ -240,5 +262,5 @@ class Registry:
         for (unit, cgroup), facts in scope.recorded():
             with contextlib.suppress(ValueError, KeyError):  # a scope that no helper made
                 uid, pid, ticks = (int(facts[key]) for key in ("uid", "pid", "start_time"))
-                since = booted + ticks / os.sysconf("SC_CLK_TCK")
+                since = booted + ticks / TICKS
                 yield Executor(facts["user"], facts["os_user"], uid, pid, ticks, self._boot_id, since, cgroup, unit)

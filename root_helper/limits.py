@@ -1,6 +1,7 @@
-"""How often and how many: rates, back-off after quick deaths, a bound on what is logged. Pure, time passed in.
+"""How often, how many, how long: rates, back-off after quick deaths, idleness, a bound on what is logged.
 
-Times are monotonic seconds. Every table is bounded by what the rates themselves let in within their window.
+Pure: times are monotonic seconds and are passed in. Every table is bounded, by what the rates themselves let in within
+their window or by the executors that run.
 """
 
 from collections import deque
@@ -68,6 +69,30 @@ class BackOff:
         """Give the seconds that the user still has to wait."""
         _, until = self._waits.get(user, (0.0, now))
         return max(0.0, until - now)
+
+
+@dataclass(slots=True)
+class Idleness:
+    """Who has an executor for nothing: ``after`` seconds without a request and with less than ``share`` of a core."""
+
+    after: float
+    share: float
+    _windows: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def forget(self, user: str) -> None:
+        """Begin anew: there was a request for this user's executor, or its end."""
+        self._windows.pop(user, None)
+
+    def is_idle(self, user: str, now: float, used: float) -> bool:
+        """Tell whether the executor was idle for all of the time; ``used``: CPU seconds so far.
+
+        The first look begins the time; one that finds the executor at work begins it anew.
+        """
+        since, before = self._windows.setdefault(user, (now, used))
+        if now - since < self.after:
+            return False
+        del self._windows[user]
+        return used - before < self.share * (now - since)
 
 
 @dataclass(slots=True)

@@ -7,16 +7,14 @@ from this host show only here: SSSD's shadow map is empty. libpam is called thro
 import ctypes
 from typing import Final
 
+from root_helper.policy import Undecided
+
 SERVICE: Final = "knime-peruser"
 SERVICE_FILE: Final = f"/etc/pam.d/{SERVICE}"
 """Without it PAM would ask the stack ``other``."""
 _SUCCESS: Final = 0
 _SILENT: Final = 0x8000
 _NOT_USABLE: Final = frozenset({6, 12, 13, 27})  # PERM_DENIED, NEW_AUTHTOK_REQD, ACCT_EXPIRED, AUTHTOK_EXPIRED
-
-
-class PamUndecided(Exception):
-    """The stack did not decide; the text is PAM's."""
 
 
 class _Conversation(ctypes.Structure):
@@ -27,12 +25,12 @@ def may_be_used(account: str) -> bool:
     """Ask the account stage.
 
     Raises:
-        PamUndecided: every answer but yes and no: a stack without the directory's module must park nobody's jobs.
+        Undecided: every answer but yes and no: a stack without the directory's module must park nobody's jobs.
     """
     try:
         libpam = ctypes.CDLL("libpam.so.0")
     except OSError as error:
-        raise PamUndecided(f"PAM: {error}") from error
+        raise Undecided(f"PAM: {error}") from error
     libpam.pam_strerror.restype = ctypes.c_char_p
     handle, conversation = ctypes.c_void_p(), _Conversation(None, None)
     code = libpam.pam_start(SERVICE.encode(), account.encode(), ctypes.byref(conversation), ctypes.byref(handle))
@@ -43,5 +41,5 @@ def may_be_used(account: str) -> bool:
     else:
         text = "pam_start failed"
     if code not in _NOT_USABLE | {_SUCCESS}:
-        raise PamUndecided(f"PAM's account stage, service {SERVICE}: {text} ({code})")
+        raise Undecided(f"PAM's account stage, service {SERVICE}: {text} ({code})")
     return bool(code == _SUCCESS)

@@ -16,6 +16,10 @@ SYSTEMD_UIDS: Final = range(61184, 65536)
 """Dynamic users, nobody and 16-bit -1: https://systemd.io/UIDS-GIDS."""
 
 
+class Undecided(Exception):
+    """The directory service or PAM did not decide; the text says which question was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """An account as NSS gave it; ``groups`` is what getgrouplist(3) said, asked once, the primary gid included."""

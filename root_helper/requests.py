@@ -18,7 +18,7 @@ from protocol.record import Event, Peer
 from root_helper.audit import AuditUnavailable
 from root_helper.executors import Executor
 from root_helper.policy import os_user_of
-from root_helper.starts import RETRY_AFTER, Answer, Asked
+from root_helper.starts import RETRY_AFTER, Answer, Asked, result_event
 from root_helper.supervisor import Supervisor
 from root_helper.worker import Task
 
@@ -60,9 +60,9 @@ def dispatch(supervisor: Supervisor, frame: bytes, came: Came, now: float) -> No
         return
     asked = Asked(request.id, came.peer, came.answer)
     if isinstance(request, m.OtherVersion):
-        reason = m.FailedReason.UNSUPPORTED_VERSION
-        supervisor.audit.note(_result(asked, None, None, "failed", reason), now)
-        came.answer(m.Failed(request.id, reason, 60.0))
+        reply = m.Failed(request.id, m.FailedReason.UNSUPPORTED_VERSION, 60.0)
+        supervisor.audit.note(result_event(asked, None, None, reply), now)
+        asked.answer(reply)
         return
     rule = VOCABULARY[type(request)]
     if came.over not in rule.over:
@@ -79,6 +79,7 @@ def ensure_executor(supervisor: Supervisor, request: m.EnsureExecutor, asked: As
         return
     user, os_user = names
     if executor := supervisor.registry.by_user.get(user):
+        supervisor.idleness.forget(user)
         _immediately(supervisor, user, asked, _running(asked.id, executor), now)
         return
     if start := supervisor.starts.by_user.get(user):
@@ -90,9 +91,8 @@ def ensure_executor(supervisor: Supervisor, request: m.EnsureExecutor, asked: As
         _immediately(supervisor, user, asked, m.Failed(asked.id, *refused), now)
         return
     try:
-        supervisor.starts.begin(Task(user, os_user, supervisor.state_directory), asked)
-    except AuditUnavailable as error:
-        _log.error("nothing is started user=%s: %s", user, error)
+        supervisor.starts.begin(Task(user, os_user, supervisor.state_directory, supervisor.registry.knows(user)), asked)
+    except AuditUnavailable:
         asked.answer(m.Failed(asked.id, m.FailedReason.AUDIT_UNAVAILABLE, RETRY_AFTER))
 
 
@@ -110,14 +110,14 @@ def list_executors(supervisor: Supervisor, request: m.ListExecutors, asked: Aske
 def stop_executor(supervisor: Supervisor, request: m.StopExecutor, asked: Asked, now: float) -> None:
     """End the executor of a KNIME user."""
     executor = supervisor.stop(request.user)
-    event = _result(asked, m.Op.STOP, request.user, "stopping" if executor else "absent", None)
+    reply = m.Stopping(asked.id) if executor else m.Absent(asked.id)
+    event = result_event(asked, m.Op.STOP, request.user, reply)
     if executor:
         event = replace(event, event="stopped", os_user=executor.os_user, uid=executor.uid, pid=executor.pid)
-    if executor:
         supervisor.audit.record_end(event)
     else:
         supervisor.audit.note(event, now)
-    asked.answer(m.Stopping(asked.id) if executor else m.Absent(asked.id))
+    asked.answer(reply)
 
 
 def set_draining(supervisor: Supervisor, request: m.SetDraining, asked: Asked, now: float) -> None:
@@ -155,16 +155,9 @@ def _names(supervisor: Supervisor, text: str) -> tuple[UserName, UserName] | m.R
 
 def _immediately(supervisor: Supervisor, user: str, asked: Asked, reply: m.Reply, now: float) -> None:
     """Answer what leads to no start: noted within the audit log's bound."""
-    decision, reason = type(reply).__name__.lower(), getattr(reply, "reason", None)
-    supervisor.audit.note(_result(asked, m.Op.ENSURE, user, decision, reason), now)
+    supervisor.audit.note(result_event(asked, m.Op.ENSURE, user, reply), now)
     asked.answer(reply)
 
 
 def _running(request_id: m.RequestId, e: Executor) -> m.Running:
     return m.Running(request_id, e.os_user, e.uid, e.pid, e.since, e.cgroup)
-
-
-def _result(asked: Asked, op: m.Op | None, user: str | None, decision: str, reason: str | None) -> Event:
-    return Event(
-        event="result", request_id=asked.id, peer=asked.peer, op=op, user=user, decision=decision, reason=reason
-    )

@@ -62,24 +62,21 @@ def enter(
     description = _DESCRIPTION + " ".join(f"{key}={value}" for key, value in facts.items())
     properties = _properties(description, mounts, stop_grace, limits)
     deadline = time.monotonic() + _PATIENCE
-    while (said := _start(unit, properties)) is not None:
-        if "already" not in said or time.monotonic() > deadline:
-            raise ScopeUnavailable(f"{unit}: {said}")
+    while not _started(unit, properties, last=time.monotonic() > deadline):
         _pause()
     while not (path := own_cgroup()).endswith(f"/{unit}"):
         if time.monotonic() > deadline:
             raise ScopeUnavailable(f"{unit}: the process was not moved into it")
         _pause()
-    directory = _directory(path)
-    if directory is None:
-        raise ScopeUnavailable(f"{unit}: no unified hierarchy of cgroups is mounted at /sys/fs/cgroup")
-    return Scope(unit, directory.stat().st_ino)
+    try:
+        return Scope(unit, _directory(path).stat().st_ino)
+    except OSError as error:
+        raise ScopeUnavailable(f"{unit}: no unified hierarchy of cgroups at /sys/fs/cgroup: {error}") from error
 
 
 def recorded() -> Iterator[tuple[Scope, dict[str, str]]]:
     """Give every scope below the slice, with the facts that were told when it was entered."""
-    slice_directory = _directory(f"/knime.slice/{_SLICE}")
-    for directory in slice_directory.glob("knime-executor-*.scope") if slice_directory else ():
+    for directory in _scope_directory("").glob("knime-executor-*.scope"):
         with contextlib.suppress(OSError, ValueError):  # it ended meanwhile, or the helper did not make it
             text = (_TRANSIENT / directory.name).read_text(encoding="utf-8")
             facts = text.partition(f"\nDescription={_DESCRIPTION}")[2].partition("\n")[0]
@@ -103,19 +100,42 @@ def own_cgroup() -> str:
     return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
 
 
-def processes(unit: str) -> list[int]:
-    """Give the pids that are in the scope still."""
-    directory = _directory(f"/knime.slice/{_SLICE}/{unit}")
-    if directory is None:
-        return []
-    with contextlib.suppress(OSError):  # ENODEV while it is being removed
-        return [int(pid) for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split()]
-    return []
+def processes(unit: str) -> Iterator[int]:
+    """Give the pids that are in the scope still; the kernel lists them as they are asked for."""
+    with contextlib.suppress(OSError), (_scope_directory(unit) / "cgroup.procs").open(encoding="ascii") as pids:
+        yield from map(int, pids)  # ENOENT when it is gone, ENODEV while it is being removed
 
 
-def _directory(path: str) -> Path | None:
-    """Give a cgroup's directory, None where there is none (any more)."""
-    return next((root / path[1:] for root in _CGROUPS if (root / path[1:] / "cgroup.procs").exists()), None)
+def cpu_seconds(unit: str) -> float | None:
+    """Give what the scope has used since it was made, by whatever was in it; None where nobody tells."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = (_scope_directory(unit) / "cpu.stat").read_text(encoding="ascii").splitlines()
+        return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
+    return None
+
+
+def kill(unit: str, cgroup: int | None) -> bool:
+    """Kill all that is in the scope at once, however fast it forks; False where the kernel does not take it.
+
+    Before Linux 5.14 there is no such file, and where control groups are read-only it cannot be written.
+    """
+    directory = _scope_directory(unit)
+    with contextlib.suppress(OSError):
+        if directory.stat().st_ino == cgroup:
+            # PRIVILEGED: the executor's own cgroup, by its id; what is in it is the executor's.
+            (directory / "cgroup.kill").write_text("1", encoding="ascii")
+            return True
+    return False
+
+
+def _scope_directory(unit: str) -> Path:
+    return _directory(f"/knime.slice/{_SLICE}/{unit}")
+
+
+def _directory(path: str) -> Path:
+    """Give where a cgroup of the unified hierarchy is, if it is there."""
+    unified, hybrid = _CGROUPS
+    return (unified if (unified / "cgroup.procs").exists() else hybrid) / path.lstrip("/")
 
 
 def _properties(
@@ -135,15 +155,17 @@ def _properties(
     ]
 
 
-def _start(unit: str, properties: Sequence[tuple[str, ...]]) -> str | None:
-    """Call StartTransientUnit (org.freedesktop.systemd1(5)) for this process; give what went wrong, or None."""
+def _started(unit: str, properties: Sequence[tuple[str, ...]], *, last: bool) -> bool:
+    """Call StartTransientUnit (org.freedesktop.systemd1(5)) for this process; False where the name is taken still."""
     words = [word for entry in properties for word in entry]
     arguments = ["ssa(sv)a(sa(sv))", unit, "fail", str(len(properties)), *words, "0"]
     try:
         call(_PATIENCE, *_MANAGER, "StartTransientUnit", *arguments)
     except BusError as error:
-        return str(error)
-    return None
+        if last or "already" not in str(error):
+            raise ScopeUnavailable(f"{unit}: {error}") from error
+        return False
+    return True
 
 
 def _pause() -> None:

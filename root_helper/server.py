@@ -38,7 +38,7 @@ class Server:
         self._supervisor, self._loop, self._gateway = supervisor, loop, gateway
         self._identities: OrderedDict[bytes, None] = OrderedDict()
         self._operators: dict[int, socket.socket] = {}
-        self._gate_pause, self._serving = 0.05, True
+        self._gate_pause, self._gate_restarts, self._serving = 0.05, 0, True
         supervisor.notify = self._notify
 
     def run(self) -> None:
@@ -59,13 +59,10 @@ class Server:
         signal.set_wakeup_fd(writing)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_serving)
-        self._loop.watch(reading, lambda: self._woken(reading))
+        self._loop.watch(reading, lambda: os.read(reading, 64))  # _stop_serving has run; the loop looks at what it set
 
     def _stop_serving(self, *_: object) -> None:
         self._serving = False
-
-    def _woken(self, reading: int) -> None:
-        os.read(reading, 64)  # the signal's handler has run; the loop looks at what it set
 
     def _watch_gate(self) -> None:
         gateway = self._gateway
@@ -134,6 +131,7 @@ class Server:
             _log.error("the gate cannot be started, it is tried again: %s", error.strerror)
             self._loop.after(_LONGEST_GATE_PAUSE, self._restart_gate)
             return
+        self._gate_restarts += 1
         self._watch_gate()
 
     def _tick(self) -> None:
@@ -143,8 +141,17 @@ class Server:
             _log.error("the socket file is gone; it is bound again")
             with contextlib.suppress(OSError):  # its directory is gone, too: tried again at the next tick
                 self._gateway.bind_again()
-        _say("WATCHDOG=1")
+        _say(f"WATCHDOG=1\nSTATUS={self._status()}")
         self._loop.after(_TICK, self._tick)
+
+    def _status(self) -> str:
+        """Give the line that ``systemctl status`` shows."""
+        supervisor = self._supervisor
+        said = [f"{len(supervisor.registry.by_user)} executors run, {supervisor.free()} more can"]
+        said += ["draining"] * supervisor.draining
+        said += [f"the gate was restarted {self._gate_restarts} times"] * bool(self._gate_restarts)
+        said += [f"nothing is started, {supervisor.audit.fault}"] * bool(supervisor.audit.fault)
+        return "; ".join(said)
 
     def _listen_for_operators(self) -> None:
         path = self._supervisor.config.socket.operator_path
@@ -204,4 +211,5 @@ def _say(state: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET", "")
     if path:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.sendto(state.encode("ascii"), f"\0{path[1:]}" if path.startswith("@") else path)
+            address = f"\0{path[1:]}" if path.startswith("@") else path
+            notifier.sendto(state.encode("ascii", "backslashreplace"), address)

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -25,6 +26,7 @@ _JOURNAL: Final = "/run/systemd/journal/stdout"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _RLIMITS: Final = {"nofile": resource.RLIMIT_NOFILE, "core": resource.RLIMIT_CORE}
 _OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
+_LARGE_LOG: Final = 10 * 2**20  # bytes; the one before is kept as executor.log.1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -144,12 +146,22 @@ def _new_session_keyring() -> None:
 def _output(tag: str) -> int:
     """Open the journal as this user, or where there is none, a file that only the user (and root) can read."""
     if not os.path.exists(_JOURNAL):
-        return os.open("executor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return _own_log()
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.connect(_JOURNAL)
     stream.shutdown(socket.SHUT_RD)
     stream.sendall(f"{tag}\n\n6\n1\n0\n0\n0\n".encode("ascii"))  # sd_journal_stream_fd(3)
     return stream.detach()
+
+
+def _own_log() -> int:
+    """Open executor.log to go on with, as the user, in the workspace; one that is large or readable by others goes."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat("executor.log")
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+        if not is_own or found.st_size >= _LARGE_LOG:
+            os.rename("executor.log", "executor.log.1")
+    return os.open("executor.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _checked(result: int, what: str) -> None:

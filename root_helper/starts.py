@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Reply, RequestId, Started
+from protocol.messages import Failed, FailedReason, Op, Refused, RefusedReason, Reply, RequestId, Started
 from protocol.record import Event, Peer
 from root_helper import worker
 from root_helper.audit import AuditLog, AuditUnavailable
@@ -125,7 +125,7 @@ class Starts:
         self._advance(start, "looking_up", self.config.limits.lookup_timeout)
 
     def _drop(self, start: Start, reason: FailedReason) -> None:
-        self._answer(start, lambda asked: Failed(asked, reason, RETRY_AFTER), "failed", reason)
+        self._answer(start, lambda asked: Failed(asked, reason, RETRY_AFTER))
         self._leave(start)
 
     def _advance(self, start: Start, stage: str, seconds: float) -> None:
@@ -212,22 +212,22 @@ class Starts:
         self._leave(start)
         self.adopt(executor, process.pidfd)
         facts = (executor.os_user, executor.uid, executor.pid, executor.since, executor.cgroup)
-        self._answer(start, lambda asked: Started(asked, *facts), "started", None)
+        self._answer(start, lambda asked: Started(asked, *facts))
 
     def _refuse(self, start: Start, reason: RefusedReason, text: str) -> None:
         _log.warning("refused user=%s reason=%s: %s", start.task.user, reason, text)
-        self._end(start, lambda asked: Refused(asked, reason), "refused", reason)
+        self._end(start, lambda asked: Refused(asked, reason))
 
     def _fail(self, start: Start, reason: FailedReason, text: str) -> None:
         _log.error("failed user=%s reason=%s: %s", start.task.user, reason, text)
         if start.executor is not None:
             self.audit.record_end(executor_event("exited", start.executor, reason))
             self.registry.forget_state(start.task.user)
-        self._end(start, lambda asked: Failed(asked, reason, RETRY_AFTER), "failed", reason)
+        self._end(start, lambda asked: Failed(asked, reason, RETRY_AFTER))
 
-    def _end(self, start: Start, reply: Callable[[RequestId], Reply], decision: str, reason: str) -> None:
+    def _end(self, start: Start, reply: Callable[[RequestId], Reply]) -> None:
         """Answer, and end the worker; its user stays locked until it is gone."""
-        self._answer(start, reply, decision, reason)
+        self._answer(start, reply)
         start.stage = "ended"
         if start.process:
             start.process.kill()
@@ -261,24 +261,23 @@ class Starts:
             self._queue.remove(following)
             self._fork(following)
 
-    def _answer(self, start: Start, reply: Callable[[RequestId], Reply], decision: str, reason: str | None) -> None:
-        duration = (time.monotonic() - start.began) * 1000
+    def _answer(self, start: Start, reply: Callable[[RequestId], Reply]) -> None:
+        duration = round((time.monotonic() - start.began) * 1000, 3)
+        uid, pid = (start.executor.uid, start.executor.pid) if start.executor else (None, None)
         for asked in start.asked:
-            event = Event(
-                event="result",
-                request_id=asked.id,
-                peer=asked.peer,
-                op="ensure",
-                user=start.task.user,
-                os_user=start.task.os_user,
-                uid=start.executor.uid if start.executor else None,
-                decision=decision,
-                reason=reason,
-                pid=start.executor.pid if start.executor else None,
-                duration_ms=round(duration, 3),
-            )
+            answer = reply(asked.id)
+            event = result_event(asked, Op.ENSURE, start.task.user, answer)
+            event = replace(event, os_user=start.task.os_user, uid=uid, pid=pid, duration_ms=duration)
             self.audit.record_end(event)
-            asked.answer(reply(asked.id))
+            asked.answer(answer)
+
+
+def result_event(asked: Asked, op: Op | None, user: str | None, reply: Reply) -> Event:
+    """Give the event of an answer."""
+    decision, reason = type(reply).__name__.lower(), getattr(reply, "reason", None)
+    return Event(
+        event="result", request_id=asked.id, peer=asked.peer, op=op, user=user, decision=decision, reason=reason
+    )
 
 
 def executor_event(name: str, executor: Executor, reason: str | None) -> Event:

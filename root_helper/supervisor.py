@@ -9,22 +9,26 @@ import logging
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from protocol.messages import Exited, FailedReason
+from root_helper import scope
 from root_helper.audit import AuditLog
 from root_helper.config import HelperConfig
-from root_helper.executors import Executor, Registry, members, signal_members
-from root_helper.limits import BackOff, Rates
-from root_helper.loop import Loop
+from root_helper.executors import TICKS, Executor, Registry, everything, signalled, stat_of
+from root_helper.limits import BackOff, Idleness, Rates
+from root_helper.loop import Loop, Steps
 from root_helper.starts import RETRY_AFTER, Starts, executor_event
 
 LEFT_BEHIND: Final = 0.2
 """Seconds after which it is worth asking again while an old executor's processes are being ended."""
 _LOOK_AGAIN: Final = 0.1
 _CHILD_GRACE: Final = 10.0
+_LONGEST_LOOK: Final = 30.0
+"""Seconds between two looks for idle executors; the tenth of ``idle_after`` where that is less."""
 _log: Final = logging.getLogger("executor")
 
 
@@ -37,14 +41,15 @@ class Supervisor:
         self.state_directory, self._mark = directories[0], os.path.join(directories[1], "draining")
         limits = config.limits
         self.rates, self.back_off = Rates(limits.starts_per_user_per_minute, limits.starts_per_second), BackOff()
+        self.idleness = Idleness(limits.idle_after, limits.idle_cpu)
         self.registry = Registry(self.state_directory)
         self.starts = Starts(config, loop, audit, self.registry, self.rates, self._take_over)
         self.notify: Callable[[Exited], None] = lambda _: None
         self._stopping: set[int] = set()
         self.draining = os.path.exists(self._mark)
-        self.registry.adopt(self._ended)
-        for user, pidfd in self.registry.pidfds.items():
-            self._watch(self.registry.by_user[user], pidfd)
+        self.registry.adopt(self._take_over, self._ended)
+        if limits.idle_after:
+            loop.work(self._ending_the_idle())
 
     def free(self) -> int:
         """Give how many executors more this host takes."""
@@ -60,6 +65,7 @@ class Supervisor:
         obstacles = (
             (user in self.registry.leaving, FailedReason.BACKING_OFF, LEFT_BEHIND),
             (self.draining, FailedReason.DRAINING, RETRY_AFTER),
+            (not self.audit.is_writable(), FailedReason.AUDIT_UNAVAILABLE, RETRY_AFTER),
             (self.starts.is_stuck(os_user), FailedReason.BACKING_OFF, RETRY_AFTER),
             (wait > 0, FailedReason.BACKING_OFF, wait),
             (full, FailedReason.AT_CAPACITY, RETRY_AFTER),
@@ -76,7 +82,7 @@ class Supervisor:
         if executor is None or executor.pid in self._stopping:
             return executor
         self._stopping.add(executor.pid)
-        signal_members(executor, signal.SIGTERM)
+        self.loop.work(0.0 for _ in signalled(executor, signal.SIGTERM))
         self.loop.after(self.config.limits.stop_grace, lambda: self._kill(executor))
         return executor
 
@@ -96,10 +102,7 @@ class Supervisor:
         self.draining = on
 
     def _take_over(self, executor: Executor, pidfd: int) -> None:
-        self.registry.add(executor, pidfd)
-        self._watch(executor, pidfd)
-
-    def _watch(self, executor: Executor, pidfd: int) -> None:
+        self.registry.add(executor)
         self.loop.watch(pidfd, lambda: self._exited(executor, pidfd))
 
     def _exited(self, executor: Executor, pidfd: int) -> None:
@@ -114,28 +117,24 @@ class Supervisor:
             os.close(pidfd)
             return None
         if ended is None:  # the tracer's, as long as that lives: reaped later, so that no zombie stays
-            self.loop.after(1.0, lambda: self._reap_later(pidfd))
+            self.loop.after(1.0, lambda: self._reaped(pidfd))
             return None
         os.close(pidfd)
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-    def _reap_later(self, pidfd: int) -> None:
-        self._reaped(pidfd)
 
     def _ended(self, executor: Executor, status: int | None = None) -> None:
         if executor.ended:
             self.registry.leave(executor)
         else:
             self._record_end(executor, status)
-        kill_at = time.monotonic() + min(_CHILD_GRACE, self.config.limits.stop_grace)
-        signal_members(executor, signal.SIGTERM)
-        self._see_off(executor, kill_at)
+        self.loop.work(self._seeing_off(executor))
 
     def _record_end(self, executor: Executor, status: int | None) -> None:
-        lived = time.clock_gettime(time.CLOCK_BOOTTIME) - executor.start_time / os.sysconf("SC_CLK_TCK")
+        lived = time.clock_gettime(time.CLOCK_BOOTTIME) - executor.start_time / TICKS
         if executor.pid not in self._stopping:
             self.back_off.ended(executor.user, lived, time.monotonic())
         self._stopping.discard(executor.pid)
+        self.idleness.forget(executor.user)
         how = "status unknown" if status is None else f"status {status}"
         event = replace(executor_event("exited", executor, how), duration_ms=round(lived * 1000))
         seq = self.audit.record_end(event)
@@ -143,16 +142,45 @@ class Supervisor:
         self.registry.leave(executor)
         self.notify(Exited(executor.user, executor.uid, executor.pid, status, seq))
 
-    def _see_off(self, executor: Executor, kill_at: float) -> None:
-        """Look until nothing is left of the executor; its user is locked as long."""
-        if not members(executor):
-            self.registry.gone(executor)
-            return
-        if time.monotonic() >= kill_at:
-            signal_members(executor, signal.SIGKILL)
-        self.loop.after(_LOOK_AGAIN, lambda: self._see_off(executor, kill_at))
+    def _seeing_off(self, executor: Executor) -> Steps:
+        """End what the executor left, until nothing is there; its user is locked as long."""
+        kill_at = time.monotonic() + min(_CHILD_GRACE, self.config.limits.stop_grace)
+        number = int(signal.SIGTERM)
+        while True:
+            left = False
+            for found in signalled(executor, number):
+                left |= found
+                if left and not number:
+                    break
+                yield 0.0
+            if not left:
+                self.registry.gone(executor)
+                return
+            yield _LOOK_AGAIN
+            number = int(signal.SIGKILL) if time.monotonic() >= kill_at else 0
 
     def _kill(self, executor: Executor) -> None:
         if self.registry.by_user.get(executor.user) == executor:
             _log.warning("killed user=%s pid=%d: it did not end in time", executor.user, executor.pid)
-            signal_members(executor, signal.SIGKILL)
+            self.loop.work(0.0 for _ in signalled(executor, signal.SIGKILL))
+
+    def _ending_the_idle(self) -> Steps:
+        """Stop, again and again, whoever nobody asks for and who does nothing."""
+        while True:
+            yield min(_LONGEST_LOOK, self.config.limits.idle_after / 10)
+            used: defaultdict[int, float] = defaultdict(float)
+            if any(executor.scope is None for executor in self.registry.by_user.values()):
+                for stat in filter(None, map(stat_of, everything())):
+                    used[stat.session] += stat.cpu
+                    yield 0.0
+            for user, executor in tuple(self.registry.by_user.items()):
+                seconds = scope.cpu_seconds(executor.scope) if executor.scope else used[executor.pid]
+                if seconds is not None and self.idleness.is_idle(user, time.monotonic(), seconds):
+                    self._stop_idle(executor)
+                yield 0.0
+
+    def _stop_idle(self, executor: Executor) -> None:
+        if self.registry.by_user.get(executor.user) == executor and executor.pid not in self._stopping:
+            _log.info("stopped user=%s pid=%d: idle", executor.user, executor.pid)
+            self.audit.record_end(executor_event("stopped", executor, "idle"))
+            self.stop(executor.user)

@@ -19,12 +19,19 @@ from root_helper.config import HelperConfig
 from root_helper.config_file import read_msgq
 from root_helper.directories import Conflict, NotPrepared, ensure_home, ensure_private
 from root_helper.executors import scope_facts
-from root_helper.policy import Account, directory_name
+from root_helper.policy import Account, Undecided, directory_name
 from root_helper.spawn import SpawnError, become_user, environment, fresh_process
 
 _MAX_TEXT: Final = 500
+
+
+class _StillThere(Exception):
+    """Something of an earlier executor runs; no bad start."""
+
+
 _FAILURES: Final[dict[type[Exception], FailedReason]] = {
-    accounts.Undecided: FailedReason.LOOKUP_TIMEOUT,
+    _StillThere: FailedReason.BACKING_OFF,
+    Undecided: FailedReason.LOOKUP_TIMEOUT,
     scope.ScopeUnavailable: FailedReason.SCOPE_UNAVAILABLE,
     NotPrepared: FailedReason.PREPARE_FAILED,
     SettingsError: FailedReason.PREPARE_FAILED,
@@ -33,11 +40,15 @@ _FAILURES: Final[dict[type[Exception], FailedReason]] = {
 
 
 class Task(NamedTuple):
-    """What to start: the KNIME user, the OS user that stands for it, and where the supervisor keeps its state."""
+    """What to start: the KNIME user, the OS user that stands for it, and where the supervisor keeps its state.
+
+    ``known``: the supervisor has seen the end of the user's last executor.
+    """
 
     user: UserName
     os_user: UserName
     state_directory: str
+    known: bool
 
 
 class Program(NamedTuple):
@@ -79,7 +90,8 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
         [(entry, _entry_id(entry.kind, entry.name)) for entry in map(parse_entry, config.workspace.acl.extra)]
     )
     workspace = ensure_private(config.executor.workspaces, name, account, acl)
-    _hold(ensure_private(config.executor.temp, name, account, acl))
+    temp = ensure_private(config.executor.temp, name, account, acl)
+    _hold(temp, known=task.known)
     program = _program(task, account, name, config)
     limits = _limits_of(account, config)
     mounts = (config.executor.workspaces, config.executor.temp)
@@ -111,12 +123,22 @@ def _limits_of(account: Account, config: HelperConfig) -> dict[str, int]:
     return config.executor.limits.amounts() | (own.amounts() if own else {})
 
 
-def _hold(temp: int) -> None:
+def _hold(temp: int, *, known: bool) -> None:
     """Lock the temp directory for as long as a process of the executor lives, so that age-based cleaning spares it.
 
     The one descriptor beyond 0, 1 and 2 that an executor is given: its own directory's. A lock of the helper's would
-    be gone while the helper is restarted (systemd-tmpfiles passes by what is locked: tmpfiles.d(5)).
+    be gone while the helper is restarted (systemd-tmpfiles passes by what is locked: tmpfiles.d(5)). Where it is held
+    by an executor that the supervisor does not know (its state file was lost, and it has no scope), that one lives.
+
+    Raises:
+        _StillThere: it does, or age-based cleaning holds the directory for a moment.
     """
+    if not known:
+        try:
+            fcntl.flock(temp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # EBADF on NFS, which locks for writing only what is open for writing: flock(2)
+            if isinstance(error, BlockingIOError):
+                raise _StillThere("an executor that was lost sight of holds the temp directory; end it") from error
     fcntl.flock(temp, fcntl.LOCK_SH)
     os.set_inheritable(temp, True)
 

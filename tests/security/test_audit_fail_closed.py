@@ -3,56 +3,29 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.lab.accounts import OsUser
 from tests.lab.file_trees import mount
-from tests.lab.helper_under_test import HelperUnderTest, helper_under_test, state_of
+from tests.lab.helper_under_test import HelperUnderTest, state_of
 from tests.lab.processes import processes_of, wait_for
 
 
-@pytest.fixture(scope="module")
-def laid_out() -> Iterator[tuple[HelperUnderTest, OsUser, OsUser]]:
-    with helper_under_test() as made:
-        yield made, made.accounts.user("alice"), made.accounts.user("bob")
-
-
 @pytest.fixture
-def disk(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> Iterator[Path]:
+def disk(helper: HelperUnderTest) -> Iterator[Path]:
     """Give a small file system of its own, on which the audit log is."""
-    logs = laid_out[0].installation.logs / "small"
+    logs = helper.installation.logs / "small"
     logs.mkdir()
     mount("-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", logs)
-    laid_out[0].installation.audit_log = logs / "audit.jsonl"
+    helper.installation.audit_log = logs / "audit.jsonl"
     yield logs
-    laid_out[0].kill()
+    helper.kill()
     subprocess.run(["/usr/bin/umount", str(logs)], check=True)
-
-
-@pytest.fixture
-def helper(laid_out: tuple[HelperUnderTest, OsUser, OsUser], disk: Path) -> Iterator[HelperUnderTest]:  # noqa: ARG001  mounted first
-    yield laid_out[0]
-    laid_out[0].kill()
-
-
-@pytest.fixture(autouse=True)
-def new_host(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> Iterator[None]:
-    yield
-    laid_out[0].reset()
-
-
-@pytest.fixture
-def alice(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[1]
-
-
-@pytest.fixture
-def bob(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[2]
 
 
 def fill(helper: HelperUnderTest, disk: Path) -> Path:
@@ -143,7 +116,84 @@ def test_a_helper_that_starts_on_a_full_disk_adopts_and_starts_nothing(
     assert [record["event"] for record in helper.audit()].count("helper_started") == 2
 
 
+def ruin_tail(log: Path) -> None:
+    with log.open("r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        file.write(bytes(39))
+
+
+def put_directory(log: Path) -> None:
+    log.rename(log.with_name("kept"))
+    log.mkdir()
+
+
+def make_unreadable(log: Path) -> None:
+    """Make opening it fail for root, too: a link is not followed."""
+    log.rename(log.with_name("kept"))
+    log.symlink_to("kept")
+
+
+def read_only(log: Path) -> None:
+    mount("-o", "remount,ro", log.parent)
+
+
+def no_room_for_one(log: Path) -> None:
+    log.rename(log.with_name("kept"))
+    mount("-o", "remount,nr_inodes=2", log.parent)
+
+
+def put_back(log: Path) -> None:
+    mount("-o", "remount,rw,nr_inodes=0", log.parent)
+    for unwanted in (log, *log.parent.glob("audit.jsonl.*")):
+        if unwanted.is_dir() and not unwanted.is_symlink():
+            unwanted.rmdir()
+        elif log.with_name("kept").exists():
+            unwanted.unlink(missing_ok=True)
+    if log.with_name("kept").exists():
+        log.with_name("kept").rename(log)
+
+
+def move_away(log: Path) -> None:
+    log.rename(log.with_name("damaged"))
+
+
+AT_START: Final[dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]]] = {
+    "a ruined tail": (ruin_tail, move_away),
+    "a directory in its place": (put_directory, put_back),
+    "a link in its place": (make_unreadable, put_back),
+    "a read-only file system": (read_only, put_back),
+    "no room for a file": (no_room_for_one, put_back),
+}
+
+
+@pytest.mark.parametrize("case", AT_START)
+def test_a_helper_that_cannot_take_up_its_log_comes_up_adopts_starts_nothing_and_goes_on_when_it_is_mended(
+    helper: HelperUnderTest, disk: Path, alice: OsUser, bob: OsUser, case: str
+) -> None:
+    harm, mend = AT_START[case]
+    helper.start()
+    pids = {user.name: helper.client().ensure(user.name)["pid"] for user in (alice, bob)}
+    helper.kill()
+    harm(disk / "audit.jsonl")
+    helper.start_again()
+    client = helper.client()
+    assert {entry["user"]: entry["pid"] for entry in client.executors()} == pids
+    assert client.ensure(alice.name)["pid"] == pids[alice.name]
+    os.kill(pids[bob.name], signal.SIGKILL)
+    assert client.wait_for_notice(user=bob.name)["seq"] > 0
+    wait_for(lambda: client.ensure(bob.name)["reason"] == "audit_unavailable", 5.0, "a refusal for want of a log")
+    assert none_of(bob)
+    assert helper.log.read_text().count("nothing is started until this is mended") == 1
+    mend(disk / "audit.jsonl")
+    wait_for(helper.installation.audit_log.exists, 15.0, "the log")
+    assert helper.wait_for_event(15.0, event="exited", user=bob.name)["pid"] == pids[bob.name]
+    names = [record["event"] for record in helper.audit()]
+    assert names[names.index("log_failed") :][:3] == ["log_failed", "helper_started", "exited"]
+    wait_for(lambda: client.ensure(bob.name)["result"] == "started", 5.0, "a start")
+
+
 @pytest.mark.parametrize("how", ["removed", "truncated", "replaced"])
+@pytest.mark.usefixtures("disk")
 def test_a_log_that_is_taken_away_stops_the_starts(helper: HelperUnderTest, alice: OsUser, how: str) -> None:
     helper.start()
     log = helper.installation.audit_log

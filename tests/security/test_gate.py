@@ -23,7 +23,6 @@ from tests.lab.accounts import LISTENER, OsUser
 from tests.lab.helper_under_test import (
     HelperUnderTest,
     descriptors_of,
-    helper_under_test,
     raw_connection,
     resident_kib,
     state_of,
@@ -38,25 +37,9 @@ GREETING: Final = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL".ljust(64, b"\0")  # ZM
 
 
 @pytest.fixture(scope="module")
-def laid_out() -> Iterator[tuple[HelperUnderTest, OsUser, OsUser]]:
-    with helper_under_test() as made:
-        yield made, made.accounts.user("alice"), made.accounts.user("member", groups=[LISTENER])
-
-
-@pytest.fixture
-def helper(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> Iterator[HelperUnderTest]:
-    yield laid_out[0]
-    laid_out[0].reset()
-
-
-@pytest.fixture
-def alice(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[1]
-
-
-@pytest.fixture
-def member(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[2]
+def member(laid_out: HelperUnderTest) -> OsUser:
+    """Give a user who can open the socket."""
+    return laid_out.accounts.user("member", groups=[LISTENER])
 
 
 @pytest.fixture

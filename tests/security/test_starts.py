@@ -7,7 +7,7 @@ dead server, a user who stops what runs under his uid.
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,6 @@ from tests.lab.helper_under_test import (
     HelperUnderTest,
     descriptors_of,
     executed,
-    helper_under_test,
     is_gone,
     names_in,
     state_of,
@@ -29,28 +28,6 @@ from tests.lab.processes import process_id, processes_of, wait_for
 
 SHORT: Final = {"lookup_timeout": 1.0, "prepare_timeout": 1.0, "stop_grace": 0.5}
 POINTS: Final = ("looking_up", "before_R", "after_G")
-
-
-@pytest.fixture(scope="module")
-def laid_out() -> Iterator[tuple[HelperUnderTest, OsUser, OsUser]]:
-    with helper_under_test() as made:
-        yield made, made.accounts.user("alice"), made.accounts.user("bob")
-
-
-@pytest.fixture
-def helper(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> Iterator[HelperUnderTest]:
-    yield laid_out[0]
-    laid_out[0].reset()
-
-
-@pytest.fixture
-def alice(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[1]
-
-
-@pytest.fixture
-def bob(laid_out: tuple[HelperUnderTest, OsUser, OsUser]) -> OsUser:
-    return laid_out[2]
 
 
 def running(user: OsUser) -> list[int]:

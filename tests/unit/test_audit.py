@@ -61,7 +61,7 @@ def test_the_file_is_roots_and_readable_by_auditors_only(tmp_path: Path) -> None
 def test_a_symlink_in_the_files_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AuditUnavailable):
-        opened(tmp_path)
+        opened(tmp_path).record(START)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -94,13 +94,59 @@ def test_zeros_that_a_power_cut_left_are_cut_off(tmp_path: Path) -> None:
     assert [record["event"] for record in chain_of(tmp_path)] == ["request", "log_repaired"]
 
 
-@pytest.mark.parametrize("text", [b"not JSON\n", b"[]\n", b'{"seq":1}\n', b'{"seq":"x","hash":"y"}\n', b"x" * 9000])
-def test_a_log_that_cannot_be_continued_is_left_as_it_is(tmp_path: Path, text: bytes) -> None:
+DAMAGED = {
+    "no JSON": b"not JSON\n",
+    "no object": b"[]\n",
+    "no hash": b'{"seq":1}\n',
+    "wrong types": b'{"seq":"x","hash":"y","prev":0}\n',
+    "a hash of nothing": b'{"seq":1,"hash":"y","prev":"z"}\n',
+    "no line": b"x" * 9000,
+    "a thousand levels": b"[" * 5000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_log_that_cannot_be_continued_is_left_as_it_is_and_one_that_is_moved_away_is_begun_anew(
+    tmp_path: Path, case: str
+) -> None:
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(text)
+    path.write_bytes(DAMAGED[case])
+    log = opened(tmp_path)
+    log.tick(1.0)
+    assert str(path) in str(log.fault)
     with pytest.raises(AuditUnavailable):
-        opened(tmp_path)
-    assert path.read_bytes() == text
+        log.record(START)
+    assert path.read_bytes() == DAMAGED[case]
+    path.rename(tmp_path / "damaged")
+    log.tick(2.0)
+    assert log.fault is None
+    log.record(START)
+    assert [record["event"] for record in chain_of(tmp_path)] == ["log_failed", "request"]
+
+
+def test_a_log_whose_last_record_was_edited_is_not_continued(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    for _ in range(2):
+        log.record(START)
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"alice", b"mally"))
+    assert "hash does not match" in str(opened(tmp_path).fault)
+
+
+def test_what_makes_the_log_fail_is_said_once_and_written_when_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = opened(tmp_path)
+    (tmp_path / "audit.jsonl").rename(tmp_path / "stolen")
+    for now in range(10):
+        log.tick(float(now))
+        with pytest.raises(AuditUnavailable):
+            log.record(START)
+    assert len([entry for entry in caplog.records if entry.levelname == "ERROR"]) == 1
+    log.record_end(Event(event="exited", user="alice"))
+    (tmp_path / "stolen").rename(tmp_path / "audit.jsonl")
+    assert log.is_writable()
+    assert [record["event"] for record in chain_of(tmp_path)] == ["log_failed", "exited"]
 
 
 def test_rotation_keeps_the_chain_and_names_files_by_their_first_record(tmp_path: Path) -> None:
@@ -147,8 +193,8 @@ def test_a_rotation_that_fails_changes_nothing_and_is_tried_again(tmp_path: Path
             log.record(START)
     assert len(files_of(tmp_path)) == 1
     (tmp_path / "audit.jsonl.new").rmdir()
-    assert log.record(START) == 2
-    assert len(chain_of(tmp_path)) == 2
+    log.record(START)
+    assert [record["event"] for record in chain_of(tmp_path)] == ["request", "log_failed", "request"]
 
 
 def test_files_older_than_kept_are_removed_at_rotation_and_younger_ones_stay(tmp_path: Path) -> None:
@@ -269,15 +315,13 @@ def test_a_full_disk_takes_no_half_record_and_keeps_the_ends(tmp_path: Path) -> 
     written, later, whole = in_private_mounts(scenario)
     assert 5 < written < 100
     assert whole
-    assert later == ["exited", "exited", "exited"]
+    assert later == ["log_failed", "exited", "exited", "exited"]
 
 
 def test_a_read_only_file_system_is_said_at_once(tmp_path: Path) -> None:
     def scenario() -> str:
         mount("-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path)
-        with pytest.raises(AuditUnavailable) as caught:
-            opened(tmp_path)
-        return str(caught.value)
+        return str(opened(tmp_path).fault)
 
     assert os.strerror(errno.EROFS) in in_private_mounts(scenario)
 

@@ -104,23 +104,13 @@ def test_every_key_can_be_set(loaded: Load) -> None:
         extra = ["g:domain users:r-x", "g:knime-backup:r--", "u:knime-backup:rwx"]
         [limits]
         lookup_timeout = 5
+        idle_after = 120
     """)
     assert config.executor.limits.amounts() == {"nofile": 65536, "core": 0}
     assert config.users.map == {"Admin@example.com": "alice@example.com"}
     assert config.workspace.names == {"bob": "Bob"}
     assert config.limits.lookup_timeout == 5.0
     assert HelperConfig().executor.limits.amounts() == {}
-
-
-NOT_BUILT = {
-    "[limits]\nidle_after = 1": "limits.idle_after",
-}
-
-
-@pytest.mark.parametrize(("toml", "key"), NOT_BUILT.items(), ids=NOT_BUILT.values())
-def test_what_is_not_built_yet_is_refused_and_never_ignored(loaded: Load, toml: str, key: str) -> None:
-    (fault,) = faults_of(lambda: loaded(toml))
-    assert f": {key}: not supported yet" in fault
 
 
 def test_a_log_directory_that_others_can_write_is_a_fault(host: HelperConfig, place: Path) -> None:
@@ -198,6 +188,8 @@ FAULTS = {
     "limits.max_executors": "[limits]\nmax_executors = 0",
     "limits.lookup_timeout": "[limits]\nlookup_timeout = inf",
     "limits.stop_grace": "[limits]\nstop_grace = nan",
+    "limits.idle_after": "[limits]\nidle_after = 119.9",
+    "limits.idle_cpu": "[limits]\nidle_cpu = 1.1",
     "audit.keep_days": "[audit]\nkeep_days = 0.5",
 }
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from root_helper.limits import QUICK_DEATH, BackOff, Bound, Rates
+from root_helper.limits import QUICK_DEATH, BackOff, Bound, Idleness, Rates
 
 
 def test_a_key_has_its_starts_a_minute_and_then_waits_for_the_oldest_to_be_a_minute_old() -> None:
@@ -82,6 +82,37 @@ def test_a_longer_life_forgives() -> None:
     assert back_off.wait("alice", 0.0) == 0.0
     back_off.ended("alice", 1.0, 0.0)
     assert back_off.wait("alice", 0.0) == 1.0
+
+
+def looks(idleness: Idleness, *used: tuple[float, float]) -> list[bool]:
+    """Look at alice's executor at these times, with what it had used of a processor by then."""
+    return [idleness.is_idle("alice", now, seconds) for now, seconds in used]
+
+
+def test_whom_nobody_asks_for_and_who_does_nothing_is_idle_after_the_whole_time() -> None:
+    assert looks(Idleness(100.0, 0.02), (5.0, 7.0), (50.0, 7.5), (104.9, 8.9), (105.0, 8.9)) == [False] * 3 + [True]
+
+
+def test_a_request_begins_the_time_anew() -> None:
+    idleness = Idleness(100.0, 0.02)
+    assert looks(idleness, (0.0, 0.0), (99.0, 0.0)) == [False, False]
+    idleness.forget("alice")
+    assert looks(idleness, (104.0, 0.0), (203.9, 0.0), (204.0, 0.0)) == [False, False, True]
+
+
+def test_who_works_is_not_idle_and_has_the_whole_time_again() -> None:
+    """Also the average of hours at work says nothing of the time since."""
+    idleness = Idleness(100.0, 0.02)
+    assert looks(idleness, (0.0, 0.0), (100.0, 2.0), (101.0, 500.0), (200.0, 501.0), (201.0, 501.9)) == [False] * 4 + [
+        True
+    ]
+
+
+def test_users_are_idle_one_by_one() -> None:
+    idleness = Idleness(100.0, 0.02)
+    idleness.is_idle("bob", 90.0, 0.0)
+    assert looks(idleness, (0.0, 0.0), (100.0, 0.0)) == [False, True]
+    assert not idleness.is_idle("bob", 100.0, 0.0)
 
 
 def test_a_burst_is_written_then_one_a_second_and_the_rest_is_counted_by_reason() -> None:
