@@ -1,0 +1,1 @@
+"""What the predecessor, the per-user executor starter for KNIME, left on a host: its configuration and workspaces."""
