@@ -11,13 +11,13 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.lab.accounts import OsUser, run_prefix
-from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode, _free_ports, _password_hash
+from tests.lab.accounts import OsUser
+from tests.lab.broker_node import JOBS_EXCHANGE
+from tests.lab.managed_broker import MONITOR, ManagedBroker
 from tests.lab.processes import wait_for
-from tests.lab.site import LAB, Site
+from tests.lab.site import Site
 
 PROFILE = Path(__file__).parents[2] / "etc/profiles"
-MONITOR = "s3cret-of-the-monitor"
 THIS_MACHINE = (  # what a test machine is, and an installation is not to blame for
     "host.system", "host.clock", "host.remove_ipc", "workspaces.room", "temp.room", "audit.room",
 )  # fmt: skip
@@ -25,41 +25,12 @@ pytestmark = pytest.mark.one_end  # a second node and its management interface t
 ACCEPTED = [word for name in (*THIS_MACHINE, "broker.executors_publish") for word in ("--accept", name)]
 
 
-class ManagedBroker(BrokerNode):
-    """A node with the management interface, and an account that may look at it."""
-
-    def create(self) -> None:
-        super().create()
-        (self.management_port,) = _free_ports(1)
-        listen = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management_port}\n"
-        configuration = self.directory / "rabbitmq.conf"
-        configuration.write_text(configuration.read_text() + listen)
-        (self.directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
-
-    def _definitions(self, vhosts: list[str]) -> str:
-        made = json.loads(super()._definitions(vhosts))
-        hashed = {"password_hash": _password_hash(MONITOR), "hashing_algorithm": "rabbit_password_hashing_sha256"}
-        made["users"].append({"name": "monitor", "tags": ["administrator"], **hashed})
-        return json.dumps(made)
-
-
 @pytest.fixture(scope="module")
-def node() -> Iterator[ManagedBroker]:
-    made = ManagedBroker(LAB / f"{run_prefix()}managed")
-    try:
-        made.create()
-        made.start()
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.fixture(scope="module")
-def installed(node: ManagedBroker) -> Iterator["Checked"]:
-    site = Site(node)
+def installed(managed_broker: ManagedBroker) -> Iterator["Checked"]:
+    site = Site(managed_broker)
     try:
         site.create()
-        yield Checked(site, node)
+        yield Checked(site, managed_broker)
     finally:
         site.remove()
 
@@ -114,8 +85,7 @@ class Checked:
         return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.defpath}, cwd="/")
 
     def managed(self, *words: str) -> subprocess.CompletedProcess[str]:
-        url = f"http://monitor@127.0.0.1:{self.node.management_port}"
-        return self.run(*words, "--management", url, "--management-password-file", str(self.password_file))
+        return self.run(*words, "--management", self.node.url, "--management-password-file", str(self.password_file))
 
     def wrong(self, *words: str) -> dict[str, tuple[str, str]]:
         """Give level and text of each finding that is a warning or fault, of a managed run."""

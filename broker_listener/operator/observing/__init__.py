@@ -1,0 +1,1 @@
+"""What ``knime-peruser observe`` learns of a KNIME installation's messages."""

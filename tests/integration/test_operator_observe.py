@@ -1,0 +1,142 @@
+"""``observe`` beside the simulated KNIME in each manner that the real one may have."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.managed_broker import MONITOR, ManagedBroker
+from tests.lab.processes import wait_for
+from tests.lab.site import Site
+
+pytestmark = pytest.mark.one_end
+SECONDS = "2.5"
+
+
+@pytest.fixture(scope="module")
+def installed(managed_broker: ManagedBroker) -> Iterator[Site]:
+    """Give an installation whose daemons do not run: observe is for the time before."""
+    site = Site(managed_broker)
+    try:
+        site.create()
+        yield site
+    finally:
+        site.remove()
+
+
+class Executors:
+    """Executors of users, started as anybody would start them, with the simulated KNIME's manners."""
+
+    def __init__(self, site: Site, directory: Path, **manners: Any) -> None:
+        self.site, self.directory = site, directory
+        site.installation.configure_knime(start_time=0.0, **manners)
+        self._undo = ExitStack()
+
+    def start(self, *users: str) -> None:
+        for user in users:
+            (self.directory / user).mkdir()
+            account = self.site.broker.server
+            environment = {
+                "KNIME_EXECUTOR_MSGQ": account.at(self.site.broker.port, self.site.vhost),
+                "KNIME_EXECUTOR_RESERVATION": f"(user = '{user}')",
+            }
+            program = str(self.site.installation.knime_home / "knime")
+            process = subprocess.Popen(
+                [program, "-data", str(self.directory / user)], env=environment, stdout=subprocess.DEVNULL
+            )
+            self._undo.callback(process.wait)
+            self._undo.callback(process.kill)
+        wait_for(lambda: self._consumers() == len(users), 15.0, "the executors at the queue")
+
+    def _consumers(self) -> int:
+        return int(self.site.server.channel.queue_declare("knime-jobs", passive=True).method.consumer_count)
+
+    def stop(self) -> None:
+        self._undo.close()
+        wait_for(lambda: self._consumers() == 0, 15.0, "the end of the executors")
+        self.site.server.channel.queue_purge("knime-jobs")
+
+
+@pytest.fixture
+def executors(installed: Site, tmp_path: Path) -> Iterator[Any]:
+    made: list[Executors] = []
+
+    def start(*users: str, **manners: Any) -> None:
+        made.append(Executors(installed, tmp_path, **manners))
+        made[0].start(*users)
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+def observed(site: Site, *, status: int, management: bool = True, account: bool = True) -> dict[str, Any]:
+    assert isinstance(site.broker, ManagedBroker)
+    secrets = {"monitor": MONITOR, "server": site.broker.server.password, "listener": site.broker.listener.password}
+    files = {name: site.installation.etc / f"{name}-password" for name in secrets}
+    for name, file in files.items():
+        file.write_text(secrets[name])
+    (site.installation.etc / "broker-password").write_text(secrets["listener"])
+    words = ["observe", "--json", "--for", SECONDS]
+    if management:
+        words += ["--management", site.broker.url, "--management-password-file", str(files["monitor"])]
+    if account:
+        words += ["--account", site.broker.server.name, "--password-file", str(files["server"])]
+    begun = subprocess.Popen(
+        site.installation.operator(*words),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PATH": os.defpath}, cwd="/",
+    )  # fmt: skip
+    if status != 4:
+        listing = ("list_queues", "-p", site.vhost, "name")
+        wait_for(lambda: "knime-peruser.observe." in site.broker.ctl(*listing), 20.0, "the private queue")
+        for user in ("carol-who-has-none", "alice"):
+            site.server.publish(user)
+    printed, said = begun.communicate(timeout=60)
+    assert begun.returncode == status, said
+    assert not any(secret in printed + said for secret in secrets.values())
+    return dict(json.loads(printed)) if printed else {"said": said}
+
+
+def test_executors_that_publish_a_job_anew_make_republish_fit(installed: Site, executors: Any) -> None:
+    executors("alice", "bob")
+    report = observed(installed, status=0)
+    assert report["verdict"]["mode"] == "republish"
+    assert report["traffic"]["put_back"]["canHandle false -> false"] > 1
+    assert report["traffic"]["hop_seconds"]["median"] < 1.0
+    assert report["traffic"]["body_keys"]["user: string"] == report["traffic"]["messages"]
+    assert report["broker"]["queue"]["durable"] is True
+    assert {"routing_key": "new-work", "destination": "knime-jobs", "destination_type": "queue"} in report["broker"][
+        "bindings"
+    ]
+    (consumer,) = [name for name in report["broker"]["consumers"] if "prefetch 1" in name]
+    assert report["broker"]["consumers"][consumer] == 2
+    assert "carol" not in json.dumps(report)
+
+
+def test_executors_that_give_a_job_back_make_requeue_fit(installed: Site, executors: Any) -> None:
+    executors("alice", "bob", put_back="nack")
+    report = observed(installed, status=0)
+    assert report["verdict"]["mode"] == "requeue"
+    assert report["redelivered"] > 1
+    assert report["traffic"]["put_back"] == {}
+    assert 'hand_over.mode = "republish"; "requeue" fits' in " ".join(report["verdict"]["remarks"])
+
+
+def test_without_management_and_without_a_return_nothing_is_claimed(installed: Site) -> None:
+    report = observed(installed, status=1, management=False)
+    assert report["verdict"]["mode"] is None
+    assert "--management" in report["verdict"]["why"]
+    assert report["traffic"]["messages"] == 2
+    assert installed.server.depth() == 2
+    installed.server.channel.queue_purge("knime-jobs")
+
+
+def test_the_listeners_own_account_may_not_and_is_told_what_to_do(installed: Site) -> None:
+    report = observed(installed, status=4, management=False, account=False)
+    assert "403" in report["said"]
+    assert "see --help" in report["said"]

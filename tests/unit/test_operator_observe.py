@@ -1,0 +1,121 @@
+"""What ``observe`` makes of messages: names, types and counts, and never a value; and the verdict on them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator.observing.traffic import MAX_NAMES, OTHERS, Traffic
+from broker_listener.operator.observing.verdict import Seen, mode, remarks
+from broker_listener.properties import Properties
+
+DEFAULTS = ListenerConfig()
+VALUE = "VALUE-THAT-IS-NOBODYS-BUSINESS"
+
+
+def raw(headers: Mapping[str, bytes] | None = None, **fields: bytes) -> bytes:
+    entries = None if headers is None else [(name.encode(), value) for name, value in headers.items()]
+    return Properties(fields, entries).encode()
+
+
+def text(value: str) -> bytes:
+    return b"S" + len(value).to_bytes(4, "big") + value.encode()
+
+
+FALSE, TRUE = {"canHandle": b"t\0"}, {"canHandle": b"t\1"}
+JOB = json.dumps({"user": VALUE, "id": VALUE, "n": 1, "deep": {VALUE: VALUE}, "none": None, "on": True}).encode()
+
+
+def test_names_types_and_counts_are_told_and_no_value() -> None:
+    traffic = Traffic()
+    short = bytes([len(VALUE)]) + VALUE.encode()
+    for _ in range(2):
+        traffic.take(JOB, raw({**FALSE, "x": text(VALUE)}, reply_to=short, delivery_mode=b"\2"), 0.0)
+    facts = traffic.facts()
+    assert facts["body_keys"] == {
+        "user: string": 2, "id: string": 2, "n: number": 2, "deep: object": 2, "none: null": 2, "on: boolean": 2,
+    }  # fmt: skip
+    assert facts["headers"] == {"canHandle: boolean": 2, "x: text": 2}
+    assert facts["properties"] == {"reply_to": 2, "delivery_mode": 2, "headers": 2}
+    assert facts["delivery_modes"] == {"persistent": 2}
+    assert VALUE not in json.dumps(facts)
+
+
+def test_a_message_that_is_seen_again_was_put_back_and_its_time_is_a_hop() -> None:
+    traffic = Traffic()
+    traffic.take(JOB, raw(TRUE), 1.0)
+    traffic.take(JOB + b" ", raw(TRUE), 1.1)
+    traffic.take(JOB, raw(FALSE), 1.25)
+    assert traffic.facts()["put_back"] == {"canHandle true -> false": 1}
+    assert traffic.facts()["hop_seconds"] == {"median": 0.25, "p95": 0.25, "longest": 0.25}
+
+
+def test_a_publisher_who_invents_names_fills_nothing() -> None:
+    traffic = Traffic()
+    for number in range(3 * MAX_NAMES):
+        traffic.take(json.dumps({f"k{number}": 1}).encode(), raw({f"h{number}": b"V"}), 0.0)
+    facts = traffic.facts()
+    assert len(facts["body_keys"]) == len(facts["headers"]) == MAX_NAMES + 1
+    assert facts["body_keys"][OTHERS] == 2 * MAX_NAMES
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_whatever_bytes_arrive_are_counted(body: bytes, properties: bytes) -> None:
+    traffic = Traffic()
+    traffic.take(body, properties, 0.0)
+    assert traffic.facts()["messages"] == 1
+    json.dumps(traffic.facts())
+
+
+def seen(*, redelivered: int | None = None, queue: Mapping[str, Any] | None = None, **facts: Any) -> Seen:
+    return Seen({**Traffic().facts(), "messages": 10, **facts}, queue, redelivered)
+
+
+@pytest.mark.parametrize(
+    ("facts", "fits", "why"),
+    [
+        (seen(messages=0), None, "no job was published"),
+        (seen(put_back={"canHandle true -> false": 5}), "republish", "publishing it anew"),
+        (seen(put_back={"canHandle true -> false": 5}, redelivered=0), "republish", "publishing it anew"),
+        (seen(redelivered=7), "requeue", "7 redeliveries"),
+        (seen(put_back={"canHandle true -> true": 2}, redelivered=9), "republish", "both ways"),
+        (seen(), None, "--management"),
+        (seen(redelivered=0), None, "no job came back"),
+    ],
+)
+def test_the_verdict_follows_from_how_jobs_came_back(facts: Seen, fits: str | None, why: str) -> None:
+    found, said = mode(facts)
+    assert found == fits
+    assert why in said
+
+
+@pytest.mark.parametrize(
+    ("facts", "remark"),
+    [
+        (seen(largest_body=300_000), "broker.max_body = 600000"),
+        (seen(hop_seconds={"median": 0.4, "p95": 0.5, "longest": 1.0}), "hand_over.retry_initial = 0.40"),
+        (seen(redelivered=3, properties={"expiration": 1}), "expiration"),
+        (seen(properties={"user_id": 1}), "user_id"),
+        (seen(headers={"CC: array": 1}), "CC or BCC"),
+        (seen(can_handle={"absent": 4}), "4 messages had no canHandle"),
+        (seen(can_handle={"of another type": 4}), "no boolean"),
+        (seen(delivery_modes={"transient": 1}), "transient"),
+        (seen(bodies={"not JSON": 2}), "2 bodies are not JSON"),
+        (seen(bodies={"JSON object": 5}, body_keys={"user: string": 3}), "2 bodies have no text under the key user"),
+        (seen(redelivered=3, queue={"type": "quorum", "durable": True}), "delivery-limit"),
+        (seen(queue={"type": "classic", "durable": False}), "not durable"),
+        (seen(redelivered=3), '"requeue" fits'),
+    ],
+)
+def test_what_the_settings_must_know_is_remarked(facts: Seen, remark: str) -> None:
+    assert any(remark in said for said in remarks(facts, DEFAULTS))
+
+
+def test_what_fits_already_is_not_remarked() -> None:
+    wide = ListenerConfig(broker=BrokerConfig(max_body=2**20), hand_over=HandOverConfig(mode="requeue"))
+    fine = seen(redelivered=3, largest_body=300_000, queue={"type": "classic", "durable": True})
+    assert list(remarks(fine, wide)) == []
