@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # pi
 @pytest.mark.one_end
 @pytest.mark.parametrize("mode", ["republish", "requeue"])
 def test_every_job_runs_in_its_own_users_executor_whatever_is_killed(site: Site, mode: str) -> None:
-    survive(site, mode, users=12, jobs=500, per_second=60, plan=FEW, pause=0.6)
+    survive(site, mode, users=12, jobs=500, per_second=60, plan=FEW, pause=0.4)
 
 
 @pytest.mark.nightly

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pika
 from pika.exceptions import AMQPError
@@ -54,7 +54,7 @@ class Chaos:
             self.ended[what] += 1
 
     def _listener(self) -> None:
-        self.in_flight += self._under_way()
+        self.in_flight += listener_status(self._site)["under_way"]
         self._site.listener.kill()
         self._wait(1.0)
         self._site.listener.start()
@@ -72,7 +72,7 @@ class Chaos:
 
     def _broker(self) -> None:
         self._site.server.close()
-        self.in_flight += self._under_way() + len(list(processes_of(self._uids)))
+        self.in_flight += listener_status(self._site)["under_way"] + len(list(processes_of(self._uids)))
         self._site.broker.kill()
         self._wait(1.0)
         self._site.broker.start()
@@ -91,16 +91,16 @@ class Chaos:
         self._wait(2.0)
         self._site.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
-    def _under_way(self) -> int:
-        """Give how many hand-overs the broker has not confirmed, as the listener says."""
-        with socket.socket(socket.AF_UNIX) as asked:
-            asked.connect(str(self._site.installation.status_socket))
-            told = b"".join(iter(lambda: asked.recv(1 << 16), b""))
-        count: int = json.loads(told)["under_way"]
-        return count
-
     def _wait(self, at_most: float) -> None:
         time.sleep(self._chance.uniform(0.0, at_most))
+
+
+def listener_status(site: Site) -> dict[str, Any]:
+    """Give what the listener says of itself at its status socket."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.connect(str(site.installation.status_socket))
+        told: dict[str, Any] = json.loads(b"".join(iter(lambda: asked.recv(1 << 16), b"")))
+    return told
 
 
 def install_light_executor(installation: Installation, **settings: object) -> None:

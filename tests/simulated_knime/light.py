@@ -24,6 +24,7 @@ DEFAULTS = {
     "start_time": 0.0,  # seconds until it connects
     "job_time": 0.0,
     "prefetch": 1,
+    "takes": True,  # False: puts its own user's jobs back, too
     "put_back": "republish",  # "nack"; or "kept": republished with canHandle as it came
 }
 FRAME_MAX = 131072
@@ -151,7 +152,7 @@ class Executor:
         while len(body) < size:
             body += next(frames)[2]
         job = job_in(body)
-        if job.get("user") != self.user:
+        if job.get("user") != self.user or not self.settings["takes"]:
             self.put_back(tag, properties, body)
             return
         time.sleep(job.get("seconds", self.settings["job_time"]))
