@@ -16,7 +16,6 @@ from tests.lab.crowd import Crowd, PutBack
 from tests.lab.processes import cpu_seconds, wait_for
 from tests.lab.site import Site
 
-
 pytestmark = pytest.mark.one_end
 
 
