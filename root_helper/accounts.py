@@ -5,7 +5,6 @@ not be answered is ``Undecided``, never "no such user": a directory that is down
 """
 
 import ctypes
-import errno
 import grp
 import os
 import pwd
@@ -103,7 +102,7 @@ def _must_be_absent(look_up: str, name: str) -> None:
     record, text, found = ctypes.create_string_buffer(256), ctypes.create_string_buffer(2**16), ctypes.c_void_p()
     size = ctypes.c_size_t(len(text))
     status = getattr(_libc, look_up)(name.encode(), record, text, size, ctypes.byref(found))
-    if status not in {0, errno.ENOENT} or found:  # getpwnam_r(3); other words for "absent" count as "not decided"
+    if status or found:  # not even ENOENT is "absent": nss-pam-ldapd says so while its daemon is away
         raise Undecided(f"NSS look-up of {name}: {os.strerror(status) if status else 'it is there by now'}")
 
 

@@ -45,7 +45,7 @@ class Rates:
 
     def _sweep(self, now: float) -> None:
         if len(self._by_key) > 2 * self.per_second * _MINUTE:
-            self._by_key = {key: times for key, times in self._by_key.items() if times[-1] > now - _MINUTE}
+            self._by_key = {key: times for key, times in self._by_key.items() if times and times[-1] > now - _MINUTE}
 
 
 @dataclass(slots=True)

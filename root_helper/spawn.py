@@ -109,6 +109,7 @@ def become_user(account: Account, workspace: int, limits: Mapping[str, int], tag
         # PRIVILEGED: a limit above the helper's own hard limit is root's to give.
         resource.setrlimit(_RLIMITS[name], (limits[name], limits[name]))
     with contextlib.suppress(PermissionError):  # a unit's Nice= stays where there is no CAP_SYS_NICE to undo it
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     become(account.uid, account.gid, account.groups)
     _new_session_keyring()

@@ -20,10 +20,6 @@ SHORT = {"lookup_timeout": 1.0, "prepare_timeout": 1.5}
 FREE = 70001
 """A uid and gid that nobody has here."""
 
-ENOENT_IS_TAKEN_FOR_ABSENT = pytest.mark.xfail(
-    strict=False, reason="accounts.py takes nss-pam-ldapd's ENOENT for absent"
-)
-
 
 class HelperThatAsksIt(HelperUnderTest):
     """The helper in a mount namespace where the switch and PAM's stack are the test's."""
@@ -148,7 +144,7 @@ def test_a_home_on_a_server_that_never_answers_delays_nobody_else(
     assert not any(processes_of([alice.uid]))
 
 
-@pytest.mark.parametrize("how", [pytest.param("unavailable", marks=ENOENT_IS_TAKEN_FOR_ABSENT), "again"])
+@pytest.mark.parametrize("how", ["unavailable", "again"])
 def test_a_directory_that_is_down_is_never_no_such_user(helper: HelperThatAsksIt, how: str) -> None:
     helper.directory.holds([f"remote {how} remote {FREE} {FREE} /nonexistent"])
     helper.start(limits=SHORT)
