@@ -32,7 +32,7 @@ LOCAL: Final[tuple[Question, ...]] = (
     *workspaces.QUESTIONS,
     *host.QUESTIONS,
 )
-STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "bold red", Level.NOT_ASKED: "dim"}
+STYLES: Final = {Level.OK: "green", Level.NOT_ASKED: "dim", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 NAGIOS: Final = {Level.FAULT: (2, "CRITICAL"), Level.WARNING: (1, "WARNING"), Level.OK: (0, "OK")}
 UNKNOWN: Final = 3
 
@@ -190,7 +190,7 @@ def _worst(found: list[Finding]) -> Level:
 
 
 def _print(found: list[Finding]) -> None:
-    for finding in found:
+    for finding in sorted(found, key=lambda one: list(STYLES).index(one.level)):  # the gravest stand at the prompt
         style = STYLES[finding.level]
         print_line(f"{finding.level:<9}  {escaped(finding.subject)}: {escaped(finding.seen, 500)}", style)
         if finding.advice and finding.level is not Level.OK:
