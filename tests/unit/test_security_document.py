@@ -72,5 +72,58 @@ def test_the_capabilities_are_the_units() -> None:
     assert re.findall(r"^\| `(CAP_\w+)` \|", table, re.MULTILINE) == " ".join(bound).split()
 
 
+TABLE = "## Which test holds which claim"
+
+
+def claims_of(text: str) -> list[str]:
+    """Give the words in brackets that stand behind claims, not those of code."""
+    prose = re.sub(r"`[^`]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    return re.findall(r"\[([a-z][a-z-]+)\](?!\()", prose)
+
+
+def held() -> dict[str, list[str]]:
+    """Give the table at the end: a claim's word, and the tests that hold it."""
+    rows = re.findall(r"^\| ([a-z-]+) \| [^|]+ \| (`.*`) \|$", security().partition(TABLE)[2], re.MULTILINE)
+    return {claim: re.findall(r"`([^`]+)`", tests) for claim, tests in rows}
+
+
+def test_every_claim_stands_in_the_table_and_every_row_behind_a_claim() -> None:
+    claims = set(claims_of(security().partition(TABLE)[0]))
+    assert claims - held().keys() == set(), "claims without a test"
+    assert held().keys() - claims == set(), "tests without a claim"
+    assert all(held().values())
+
+
+def test_every_test_that_the_table_names_is_there() -> None:
+    for tests in held().values():
+        for test in tests:
+            file, _, name = test.partition("::")
+            names = [node.name for node in ast.parse(source(file)).body if isinstance(node, ast.FunctionDef)]
+            assert name in names, test
+
+
+def test_whatever_an_attacker_cannot_do_and_each_rule_of_trust_is_a_claim_with_a_test() -> None:
+    before = security().partition(TABLE)[0]
+    lists = re.findall(r"^Cannot:\n\n(.*?)\n\n", before, re.MULTILINE | re.DOTALL)
+    bullets = [bullet for text in lists for bullet in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+    trust = before.partition("## Who trusts whom")[2].partition("\n## ")[0]
+    rules = re.findall(r"^\*\*.*?\n\n", trust, re.MULTILINE | re.DOTALL)
+    assert min(len(bullets), len(rules)) >= 7
+    assert [text for text in (*bullets, *rules) if not claims_of(text)] == []
+
+
+def test_every_file_of_attacks_holds_a_claim() -> None:
+    named = {test.partition("::")[0] for tests in held().values() for test in tests}
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "tests/security").glob("test_*.py")}
+    assert there - named == set()
+
+
+def test_the_listeners_unit_leaves_it_no_privilege() -> None:
+    """And no way to one: prctl(2), capabilities(7). That the unit works so is seen in tests/system."""
+    unit = (ROOT / "systemd" / "knime-broker-listener.service").read_text(encoding="utf-8").splitlines()
+    assert {"User=knime-listener", "CapabilityBoundingSet=", "NoNewPrivileges=yes"} <= set(unit)
+    assert not any(line.startswith("AmbientCapabilities=") and line != "AmbientCapabilities=" for line in unit)
+
+
 if __name__ == "__main__":
     SECURITY.write_text(generated(security()), encoding="utf-8")
