@@ -1,5 +1,6 @@
 """What the measurements share: a queue that takes what was handed over, stand-ins that cost nothing, and meters."""
 
+import itertools
 import json
 import os
 import pwd
@@ -21,6 +22,9 @@ from tests.lab.site import Site
 Rows = list[tuple[str, str, str]]
 TO_SINK = {"broker": {"routing_key": "done"}}
 """The listener's configuration with which hand-overs go to ``Sink``, so that nothing comes back."""
+
+
+_NUMBERS = itertools.count()
 
 
 class Sink:
@@ -128,9 +132,10 @@ def publish(site: Site, body: bytes, delivery_mode: int = 1) -> None:
 
 
 def publish_jobs(site: Site, users: Sequence[str], jobs: int) -> None:
-    """Publish so many small jobs, users by turns."""
+    """Publish so many small jobs, users by turns; no two are alike, or one would count as the other come back."""
     for number in range(jobs):
-        publish(site, json.dumps({"user": users[number % len(users)], "job": number}).encode())
+        body = json.dumps({"user": users[number % len(users)], "job": next(_NUMBERS)}).encode()
+        publish(site, body)
 
 
 def rss(pid: int) -> float:
