@@ -1,0 +1,82 @@
+"""``check`` on a host as it is in life: units under systemd, users from SSSD, logind, real executors in scopes."""
+
+import json
+
+from tests.lab.booted_site import HELPER, LISTENER, BootedSite
+from tests.lab.ldap import ANALYSTS
+from tests.lab.processes import wait_for
+
+COMMAND = "/usr/bin/knime-peruser"
+FOREIGN = "/etc/systemd/system/knime-executor.service"
+APPLICATION = "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
+
+
+def answers(site: BootedSite) -> dict[str, tuple[str, str]]:
+    """Give each subject's gravest level, and what was seen."""
+    rank = ("not asked", "ok", "warning", "fault")
+    found: dict[str, tuple[str, str]] = {}
+    for one in json.loads(site.machine.run(COMMAND, "check", "--json", check=False))["findings"]:
+        level = one["level"], one["seen"]
+        found[one["subject"]] = max(found.get(one["subject"], level), level, key=lambda each: rank.index(each[0]))
+    return found
+
+
+def test_units_directory_and_executors_of_a_sound_host_are_well(site: BootedSite) -> None:
+    user = site.fresh_users(1)[0]
+    site.job(user)
+    found = answers(site)
+    well = ("host.units.knime-root-helper", "host.units.knime-broker-listener", "host.foreign_units", "host.sssd")
+    for subject in (*well, "host.executors", "host.names", "host.groups", "daemons.helper", "broker.server"):
+        assert found[subject][0] == "ok", (subject, found[subject])
+    assert found["daemons.helper"][1].startswith("1 executors run")
+    assert found["host.remove_ipc"][0] == "warning"
+
+
+def test_a_unit_that_does_not_run_one_that_is_not_enabled_and_one_of_knime_are_named(site: BootedSite) -> None:
+    start = f"/bin/sh -c 'sleep 1000; true' knime -application {APPLICATION}"
+    site.machine.write(FOREIGN, f"[Service]\nExecStart={start}\n")
+    try:
+        site.systemctl("daemon-reload")
+        site.systemctl("start", "knime-executor")
+        site.systemctl("stop", LISTENER)
+        site.systemctl("disable", HELPER)
+        found = answers(site)
+        assert found["host.foreign_units"][0] == "fault"
+        assert found["host.executors"][0] == "fault"
+        assert found["host.units.knime-broker-listener"][0] == "fault"
+        assert found["host.units.knime-root-helper"][0] == "warning"
+    finally:
+        site.systemctl("stop", "knime-executor")
+        site.machine.run("rm", FOREIGN)
+        site.systemctl("daemon-reload")
+        site.systemctl("enable", HELPER)
+
+
+def test_a_group_name_that_means_one_gid_here_and_another_in_the_directory_is_named(site: BootedSite) -> None:
+    name, gid = ANALYSTS
+    site.configure_helper(users={"allow_groups": [name]})
+    assert answers(site)["host.groups"][0] == "ok"
+    local = site.machine.root / "etc/group"
+    before = local.read_text()
+    site.machine.write("/etc/group", f"{before}{name}:x:{gid + 500}:\n")
+    try:
+        level, seen = answers(site)["host.groups"]
+        assert (level, f"{gid + 500}" in seen, f"{gid}" in seen) == ("fault", True, True)
+    finally:
+        site.machine.write("/etc/group", before)
+
+
+def test_sssd_that_lost_its_directory_is_named(site: BootedSite) -> None:
+    site.systemctl("stop", "slapd", "sssd")
+    site.systemctl("start", "sssd")
+    site.machine.status("getent", "passwd", site.fresh_users(1)[0])
+    wait_for(lambda: answers(site)["host.sssd"][0] == "warning", 30, "the domain is offline, and check says so")
+
+
+def test_logind_that_leaves_shared_memory_alone_is_well(site: BootedSite) -> None:
+    path = "/etc/systemd/logind.conf.d/knime.conf"
+    site.machine.write(path, "[Login]\nRemoveIPC=no\n")
+    try:
+        assert answers(site)["host.remove_ipc"][0] == "ok"
+    finally:
+        site.machine.run("rm", path)
