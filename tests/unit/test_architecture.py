@@ -137,7 +137,7 @@ def test_the_daemon_imports_nothing_of_the_operators_command() -> None:
 def test_of_the_operators_command_what_needs_no_broker_loads_no_pika() -> None:
     """``audit`` and ``status`` work, and are quick, where the broker's library is broken."""
     program = "import sys; import {}; sys.exit('pika' in sys.modules or 'zmq' in sys.modules)"
-    for name in ("__main__", "audit"):
+    for name in ("__main__", "audit", "check", "observe", "import_config"):
         command = [sys.executable, "-c", program.format(f"broker_listener.operator.{name}")]
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0, name
 
