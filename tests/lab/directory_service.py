@@ -99,6 +99,10 @@ class DirectoryService:
         """Replace the table."""
         self._table.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
 
+    def pam_permits(self) -> None:
+        """Let PAM's account stage ask nobody: pam_permit(8)."""
+        self._pam.write_text("account required pam_permit.so\n", encoding="ascii")
+
     def account_stage(self, shell: str) -> None:
         """Let PAM's account stage be a line of shell that knows $PAM_USER: pam_exec(8)."""
         self._stage.write_text(f"#!/bin/sh\n{shell}\n", encoding="ascii")

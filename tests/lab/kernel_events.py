@@ -51,6 +51,8 @@ class KernelEvents:
         """
         self.became: dict[int, int] = {}
         """Each process that gave up root for a uid for good, real uid and all: pid to uid."""
+        self.forked_at: dict[int, float] = {}
+        self.became_at: dict[int, float] = {}
         self.executions: list[Execution] = []
         self._of: dict[int, tuple[int, int]] = {}
         self._fault: OSError | None = None
@@ -90,15 +92,16 @@ class KernelEvents:
             return
         what, _, nanoseconds = _EVENT.unpack_from(datagram, start)
         one, leader, two, three = _DATA.unpack_from(datagram, start + _EVENT.size)
+        at = nanoseconds / 1e9 + offset
         if what == _UID and two == three:  # real and effective: for good, and not to look with the user's rights
             self._of[leader] = (leader, two)
             if two:
-                self.became[leader] = two
+                self.became[leader], self.became_at[leader] = two, at
         elif what == _FORK and two == three:  # a process, not a thread
-            self._of[two] = self._of.get(leader, (0, 0))
+            self._of[two], self.forked_at[two] = self._of.get(leader, (0, 0)), at
         elif what == _EXEC and one in self._of and self._of[one][1]:
             of, uid = self._of[one]
-            self.executions.append(Execution(one, uid, of, nanoseconds / 1e9 + offset))
+            self.executions.append(Execution(one, uid, of, at))
 
 
 def _connected() -> socket.socket:
