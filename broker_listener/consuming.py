@@ -7,7 +7,6 @@ broker has given it to somebody already.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -46,13 +45,16 @@ class Settlements:
     """The tags of one channel that are not settled yet, and which acks and nacks settle them in the fewest frames."""
 
     def __init__(self) -> None:
-        self._unsettled: OrderedDict[int, None] = OrderedDict()
+        self._unsettled: set[int] = set()
+        self._lowest = self._highest = 0
+        """Below ``_lowest`` everything is settled; it moves up when it is asked for."""
         self._acked: list[int] = []
         self._nacked: list[int] = []
 
     def delivered(self, tag: int) -> None:
         """Remember a tag; they grow by one."""
-        self._unsettled[tag] = None
+        self._unsettled.add(tag)
+        self._highest = tag
 
     def ack(self, tag: int) -> bool:
         """Settle as done; say whether this is the first of a batch."""
@@ -66,14 +68,15 @@ class Settlements:
         """Give what to send, in this order: the nacks, the tag to ack with all below it (0 = none), the other acks."""
         acked, nacked = self._acked, self._nacked
         self._acked, self._nacked = [], []
-        lowest = next(iter(self._unsettled), None)
-        below = [tag for tag in acked if lowest is None or tag < lowest]
-        return nacked, max(below, default=0), [tag for tag in acked if lowest is not None and tag > lowest]
+        while self._lowest <= self._highest and self._lowest not in self._unsettled:
+            self._lowest += 1
+        below = [tag for tag in acked if tag < self._lowest]
+        return nacked, max(below, default=0), [tag for tag in acked if tag > self._lowest]
 
     def _settle(self, tag: int, batch: list[int]) -> bool:
         if tag not in self._unsettled:
             return False
-        del self._unsettled[tag]
+        self._unsettled.remove(tag)
         batch.append(tag)
         return len(self._acked) + len(self._nacked) == 1
 
