@@ -2,15 +2,14 @@
 
 The helper's word is taken for what it says and no further: only starts that it tried and that ended badly are counted,
 a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means: hold, ask again. At
-most one request a user, and ``MAX_ASKED`` in all, are under way; the others wait in the order in which they came, and
-behind them those whose last request hung: a directory that answers nothing for some must not take everybody's turn.
+most one request a user is under way; ``ask_queue`` says whose is sent next.
 """
 
-from collections import deque
 from math import inf
 from typing import Final, assert_never
 
 from broker_listener.actions import Action, Ask, Fault, Report
+from broker_listener.ask_queue import AskQueue
 from broker_listener.config import HandOverConfig
 from broker_listener.counters import Counters
 from broker_listener.transitions import Event
@@ -20,10 +19,6 @@ from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Runn
 Answer = Running | Started | Refused | Failed | None
 """None: the helper is away, or did not answer in time."""
 
-MAX_ASKED: Final = 64
-"""As many frames as the gate's queues take (DESIGN: RCVHWM = SNDHWM)."""
-MAX_ASKED_AGAIN: Final = MAX_ASKED // 2
-"""Of these, for users whose last request hung."""
 REFUSED_FOR: Final = 10.0
 """Seconds for which a refusal is not asked again."""
 AWAY_PAUSE: Final = 5.0
@@ -47,9 +42,8 @@ class Answers:
         self._config = config
         self._counters = counters
         self._actions = actions
-        self._asked = self._asked_again = 0
-        self._waiting: deque[User] = deque()
-        self._waiting_again: deque[User] = deque()
+        self._queue = AskQueue()
+        self.next_at = self._queue.next_at
         self._unknown_jobs = 0
 
     @property
@@ -62,17 +56,20 @@ class Answers:
         if user.asking:
             return
         user.asking, user.asked_at = True, now
-        user.asking_again = user.hung
-        (self._waiting_again if user.hung else self._waiting).append(user)
-        self._ask_next()
+        self._queue.join(user)
+        self.ask_next(now)
+
+    def ask_next(self, now: float) -> None:
+        """Ask for those whose turn has come."""
+        while (user := self._queue.take(now)) is not None:
+            self._actions.append(Ask(user.name, fresh=user.executor is None or user.executor.cgroup is None))
 
     def answered(self, user: User, answer: Answer, now: float) -> Event | None:
         """Take an answer; None where it tells nothing new."""
         user.asking = False
-        self._asked -= 1
-        self._asked_again -= user.asking_again
+        self._queue.answered(user)
         user.hung = answer is None or (isinstance(answer, Failed) and answer.reason is FailedReason.LOOKUP_TIMEOUT)
-        self._ask_next()
+        self.ask_next(now)
         self._counters.answers[_name_of(answer)] += 1
         match answer:
             case None:
@@ -125,19 +122,6 @@ class Answers:
         """Forget that the user was unknown."""
         self.leave_grace(user)
         user.unknown_since, user.unknown_asks = inf, 0
-
-    def _ask_next(self) -> None:
-        while self._asked < MAX_ASKED and (user := self._next()) is not None:
-            self._asked += 1
-            self._asked_again += user.asking_again
-            self._actions.append(Ask(user.name, fresh=user.executor is None or user.executor.cgroup is None))
-
-    def _next(self) -> User | None:
-        if self._waiting:
-            return self._waiting.popleft()
-        if self._waiting_again and self._asked_again < MAX_ASKED_AGAIN:
-            return self._waiting_again.popleft()
-        return None
 
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
         user.away, user.reason = False, None

@@ -70,7 +70,6 @@ class Channel:
 
     async def consume(self, queue: str, on_delivery: Callable[..., None]) -> str:
         """Begin to consume, give the consumer's tag: ``on_delivery`` gets what a Delivery holds but its generation."""
-
         came_by = ("", "")
 
         def delivered(_channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:

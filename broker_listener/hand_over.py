@@ -165,10 +165,11 @@ class Machine:
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
-        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at())
+        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at(), self._answers.next_at())
 
     def time_passed(self, now: float) -> None:
         """Do what is due."""
+        self._answers.ask_next(now)
         for user in self._timers.due(now):
             self._steps.look(user, now)
 

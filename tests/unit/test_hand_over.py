@@ -965,7 +965,7 @@ def test_an_executor_younger_than_the_list_is_not_taken_for_gone() -> None:
     assert not listener.of(Unwatch)
 
 
-def test_at_most_one_request_a_user_and_64_in_all_are_under_way() -> None:
+def test_at_most_one_request_a_user_is_under_way_and_64_are_sent_at_a_time() -> None:
     listener = Listener()
     for number in range(200):
         listener.jobs(f"user{number}", f"a {number}", f"b {number}")
@@ -974,8 +974,25 @@ def test_at_most_one_request_a_user_and_64_in_all_are_under_way() -> None:
     assert listener.of(Ask)[64:] == [Ask("user64", fresh=True)]
 
 
+def test_64_users_whose_requests_hang_delay_the_next_one_by_50_ms_and_500_are_under_way_at_most() -> None:
+    listener = Listener()
+    for number in range(64):
+        listener.job(f"hangs{number}", f"job {number}")
+    listener.job("bob", "job")
+    listener.wait(0.049)
+    assert len(listener.of(Ask)) == 64
+    listener.wait(0.002)
+    assert listener.of(Ask)[64:] == [Ask("bob", fresh=True)]
+    for number in range(600):
+        listener.job(f"hangs too{number}", f"another {number}")
+    listener.wait(5.0)
+    assert len(listener.of(Ask)) == 500
+    listener.running("bob")
+    assert len(listener.of(Ask)) == 501
+
+
 @pytest.mark.parametrize("answer", [None, Failed(ID, FailedReason.LOOKUP_TIMEOUT, 5.0)])
-def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_use_half_of_the_slots(answer: object) -> None:
+def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_32_at_a_time(answer: object) -> None:
     listener = Listener()
     slow = [f"slow{number}" for number in range(64)]
     for user in slow:
@@ -987,12 +1004,12 @@ def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_use_ha
     assert [ask.user for ask in listener.of(Ask)] == slow[:32]
     for number in range(40):
         listener.job(f"user{number}", f"job of {number}")
-    assert [ask.user for ask in listener.of(Ask)][32:] == [f"user{number}" for number in range(32)]
+    assert [ask.user for ask in listener.of(Ask)][32:] == [f"user{number}" for number in range(40)]
+    for number in range(30):
+        listener.job(f"next{number}", f"next job of {number}")
     listener.helper("slow0", answer)
-    assert [ask.user for ask in listener.of(Ask)][64:] == ["user32"]
-    for number in range(32):
-        listener.running(f"user{number}")
-    assert [ask.user for ask in listener.of(Ask)][65:] == [*(f"user{number}" for number in range(33, 40)), "slow32"]
+    listener.wait(0.06)
+    assert [ask.user for ask in listener.of(Ask)][72:] == [*(f"next{number}" for number in range(30)), "slow32"]
 
 
 def test_after_a_list_of_the_helper_those_whose_answers_it_owed_are_asked_for_as_everybody() -> None:
