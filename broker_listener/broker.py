@@ -24,7 +24,7 @@ from broker_listener.properties import RawProperties
 FRAME_MAX: Final = 131072
 HEARTBEAT: Final = 30
 CONNECT_TIMEOUT: Final = 10.0
-CLOSE_TIMEOUT: Final = 1.0
+CLOSE_TIMEOUT: Final = 0.5
 
 spec.props[spec.BasicProperties.INDEX] = RawProperties
 # What pika logs may hold what a message holds, over several lines; what matters of it is logged here.
@@ -155,7 +155,7 @@ class Connection(Losable):
         return None if reason.startswith(_CLOSED_BY_US) else reason
 
     async def close(self) -> None:
-        """Close it in good order within a second, or drop it."""
+        """Close it in good order within half a second, or drop it."""
         if self._closed.done():
             return
         with contextlib.suppress(AMQPError):

@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from broker_listener.metrics import Exporter
 
 LOG: Final = logging.getLogger(__name__)
-STOP_WITHIN: Final = 5.0
+DRAIN_WITHIN: Final = 4.0
 """Seconds for what is under way when the daemon is told to end."""
+CLOSE_WITHIN: Final = 0.5
+"""Seconds for the connections to end in good order; one whose other side does not read is dropped."""
 BEAT: Final = 10.0
 CAN_HANDLE_BYTES: Final = 16
 """What ``canHandle`` adds to properties at most: its entry, and the length of a table that was not there."""
@@ -254,11 +256,15 @@ class Service:
         self._broker.cancel_consumer()
         self._machine.stop()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_WITHIN):
+            async with asyncio.timeout(DRAIN_WITHIN):
                 while self._machine.settlement.under_way:
                     self._nothing_under_way.clear()
                     await self._nothing_under_way.wait()
-        await self._broker.close(STOP_WITHIN)
+        if left := self._machine.settlement.under_way:
+            LOG.warning(
+                "event=stopped_before_confirmed jobs=%d advice='they are delivered again, and may run twice'", left
+            )
+        await self._broker.close(CLOSE_WITHIN)
         self._status.close()
         if self._exporter is not None:
             self._exporter.close()

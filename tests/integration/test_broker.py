@@ -67,6 +67,10 @@ class Server:
         answer = self._channel.queue_declare(queue, passive=True)
         return int(answer.method.message_count)
 
+    def wait_for_ready(self, queue: str, count: int) -> None:
+        while self.ready(queue) != count:
+            self._connection.sleep(0.01)
+
     def __getattr__(self, name: str) -> Callable[..., object]:
         return getattr(self._channel, name)
 
@@ -660,6 +664,26 @@ def test_a_memory_alarm_stops_publishing_and_not_consuming(setting: Setting) -> 
         await true(lambda: broker.can_publish and len(events.outcomes) == 2)
         assert set(events.outcomes.values()) == {Outcome.CONFIRMED}
         assert "blocked" not in broker.state
+
+    try:
+        setting.run(check)
+    finally:
+        setting.node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+def test_under_an_alarm_closing_waits_for_no_answer_and_what_is_held_goes_back(setting: Setting) -> None:
+    setting.server.publish(b"held")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish and events.deliveries)
+        broker.hand_over(1, b"job", EMPTY)
+        await asyncio.to_thread(setting.node.ctl, "set_vm_memory_high_watermark", "0.0")
+        broker.hand_over(2, b"job", EMPTY)
+        await true(lambda: not broker.can_publish)
+        async with asyncio.timeout(2.5):  # half a second for each connection, and what the machine takes besides
+            await broker.close(0.5)
+        assert events.outcomes[2] is Outcome.LOST
+        await asyncio.to_thread(lambda: setting.server.wait_for_ready(JOBS, 1))
 
     try:
         setting.run(check)
