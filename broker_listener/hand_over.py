@@ -17,6 +17,7 @@ from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
+from broker_listener.job_log import Happened
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.settlement import Settlement
 from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
@@ -75,6 +76,12 @@ class Machine:
         self._steps.serve(now)
         taken = self._actions.copy()
         self._actions.clear()
+        return taken
+
+    def take_happened(self) -> list[Happened]:
+        """Give what there is for the log, each once."""
+        taken = self.settlement.happened.copy()
+        self.settlement.happened.clear()
         return taken
 
     def job(self, name: str, delivery: Delivery, digest: bytes, now: float, *, handed: bool = False) -> None:

@@ -17,8 +17,15 @@ class LimitedLog:
         self._left = 0
         self.left_out = 0
 
+    def info(self, text: str, *arguments: object) -> None:
+        """Log as ``logging.Logger.info``."""
+        self._write(logging.INFO, text, arguments, None)
+
     def warning(self, text: str, *arguments: object, cause: BaseException | None = None) -> None:
         """Log as ``logging.Logger.warning``, with the cause's traceback where there is one."""
+        self._write(logging.WARNING, text, arguments, cause)
+
+    def _write(self, level: int, text: str, arguments: tuple[object, ...], cause: BaseException | None) -> None:
         now = time.monotonic()
         if now >= self._until:
             if self.left_out:
@@ -26,6 +33,6 @@ class LimitedLog:
             self._until, self._left, self.left_out = now + PERIOD, self._lines, 0
         if self._left:
             self._left -= 1
-            self._log.warning(text, *arguments, exc_info=cause)
+            self._log.log(level, text, *arguments, exc_info=cause)
         else:
             self.left_out += 1

@@ -23,6 +23,7 @@ from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.helper import HelperClient
+from broker_listener.job_log import JobLog
 from broker_listener.jobs import Job, read_job
 from broker_listener.limited_log import LimitedLog
 from broker_listener.notify import Notify
@@ -75,6 +76,7 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._bugs = LimitedLog(LOG)
+        self._job_log = JobLog()
         self._faults = {fault: LimitedLog(LOG) for fault in a.Fault}
         self._does: Mapping[type[a.Action], Callable[[Any], None]] = {
             a.HandOver: self._hand_over,
@@ -188,6 +190,8 @@ class Service:
                 self._bugs.warning("event=action_failed action=%s", type(action).__name__, cause=error)
                 if isinstance(action, a.HandOver | a.Park | a.PutBack):
                     self._machine.published(action.token, Outcome.LOST, time.monotonic())
+        for happened in self._machine.take_happened():
+            self._job_log.tell(happened)
         self._set_timer()
 
     def _set_timer(self) -> None:

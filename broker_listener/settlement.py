@@ -24,6 +24,7 @@ from broker_listener.config import BrokerConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.counters import Counters
+from broker_listener.job_log import HandedOver, Happened, Parked
 from broker_listener.requeue import redelivered_too_often
 from broker_listener.user import Held, User
 
@@ -51,6 +52,8 @@ class Settlement:
         self.deliveries = 0
         self.bytes = 0
         self.counters = Counters()
+        self.happened: list[Happened] = []
+        """For the log, until it is taken."""
 
     @property
     def has_room(self) -> bool:
@@ -95,6 +98,13 @@ class Settlement:
         self._to_park.join(leaving)
         self.serve(now)
 
+    def count_handed_over(self, user: User, held: Held, now: float) -> None:
+        """Count a hand-over that the broker has taken."""
+        user.handed_over += 1
+        self.counters.handed_over_after(now - held.since, first=not held.returned)
+        if not held.returned:
+            self.happened.append(HandedOver(user.name, held.delivery, now - held.since))
+
     def put_back(self, delivery: Delivery, since: float) -> None:
         """Have it in the queue again as it is, held since then.
 
@@ -137,8 +147,7 @@ class Settlement:
             return None
         if entry is not None and outcome is Outcome.CONFIRMED:
             user, held = entry
-            user.handed_over += 1
-            self.counters.handed_over_after(now - held.since, first=not held.returned)
+            self.count_handed_over(user, held, now)
             self._actions.append(Ack(held.delivery))
             self._settled(held.delivery)
         return entry
@@ -170,9 +179,11 @@ class Settlement:
         self._actions.append(Report(fault, None, f"outcome={outcome.value} waiting={len(line)}"))
 
     def _count_parked(self, leaving: Leaving) -> None:
-        self.counters.parked[leaving.reason] += 1
-        if leaving.user is not None:
-            leaving.user.parked += 1
+        user, reason = leaving.user, leaving.reason
+        self.counters.parked[reason] += 1
+        if user is not None:
+            user.parked += 1
+        self.happened.append(Parked(None if user is None else user.name, leaving.delivery, reason))
 
     def _settled(self, delivery: Delivery) -> None:
         self.deliveries -= 1

@@ -13,6 +13,7 @@ from broker_listener.actions import Action, Fault, Report, Unwatch, Watch
 from broker_listener.answers import Answers
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.job_log import Changed
 from broker_listener.pacing import ACCEPTED_AFTER, Limits
 from broker_listener.settlement import Settlement
 from broker_listener.timers import Timers
@@ -85,6 +86,8 @@ class Steps:
             self._actions.append(Unwatch(user.name))
         stays = step.state is user.state and step.do in _NO_NEW_TIME
         if step.state is not user.state:
+            oldest = user.held[0].delivery if user.held else None
+            self._settlement.happened.append(Changed(user.name, user.state, step.state, oldest))
             user.state, user.changed_at = step.state, now
         self._steps[step.do](user, now)
         self._turns.join(user, now)  # whose time has come before the timer rang: that is set anew below

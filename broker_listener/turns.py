@@ -73,8 +73,7 @@ class Turns:
             user.pace.released(self._limits, now)
         if self._may_give_back is not None and self._may_give_back(held.delivery):
             self._settlement.give_back(held.delivery)
-            user.handed_over += 1
-            self._settlement.counters.handed_over_after(now - held.since, first=not held.returned)
+            self._settlement.count_handed_over(user, held, now)
             user.pace.confirmed(held.seen, now)
         else:
             user.under_way += 1

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from broker_listener import VERSION
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import manual, say
 
@@ -94,6 +95,7 @@ class LazyGroup(click.Group):
     show_default=True,
     help="Where listener.toml, helper.toml and the credentials are.",
 )
+@click.version_option(VERSION, prog_name="knime-peruser")
 @click.pass_context
 def group(context: click.Context, config_dir: Path) -> None:
     """Note where the configuration is."""

@@ -7,7 +7,8 @@ change the direction of writing, are shown as escapes, and what is long is cut. 
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from textwrap import dedent
 from typing import Final, NamedTuple
@@ -67,6 +68,27 @@ def say(text: str) -> None:
     """Tell the one who called something that is no result: on stderr, each line escaped."""
     lines = "\n".join(escaped(line, limit=2000) for line in text.splitlines())
     sys.stderr.write(f"knime-peruser: {lines}\n")
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is waited for; what is given tells it anew. Without a terminal: a line for each change."""
+    stderr = console(stderr=True)
+    if stderr.is_terminal:
+        with stderr.status(Text(text)) as status:
+            yield lambda now: status.update(Text(now))
+        return
+    said = text
+    if text:
+        say(text)
+
+    def tell(now: str) -> None:
+        nonlocal said
+        if now != said:
+            said = now
+            say(now)
+
+    yield tell
 
 
 def manual(text: str) -> str:
