@@ -54,6 +54,18 @@ class Sink:
         """Forget what was handed over."""
         self._site.server.channel.queue_purge("done")
 
+    def bodies(self) -> list[bytes]:
+        """Take and give what was handed over."""
+        channel = self._site.server.channel
+        taken: list[bytes] = []
+        tag = channel.basic_consume("done", lambda _c, _m, _p, body: taken.append(body), auto_ack=True)
+        before = -1
+        while len(taken) > before:
+            before = len(taken)
+            channel.connection.process_data_events(time_limit=0.5)
+        channel.basic_cancel(tag)
+        return taken
+
     def latencies(self, user: str, count: int) -> list[float]:
         """Give the milliseconds from publishing a job to its receipt behind the listener, one job after the other."""
         channel = self._site.server.channel
@@ -131,11 +143,11 @@ def publish(site: Site, body: bytes, delivery_mode: int = 1) -> None:
     site.server.publish_raw(body, pika.BasicProperties(headers={"canHandle": False}, delivery_mode=delivery_mode))
 
 
-def publish_jobs(site: Site, users: Sequence[str], jobs: int) -> None:
+def publish_jobs(site: Site, users: Sequence[str], jobs: int, delivery_mode: int = 1) -> None:
     """Publish so many small jobs, users by turns; no two are alike, or one would count as the other come back."""
     for number in range(jobs):
         body = json.dumps({"user": users[number % len(users)], "job": next(_NUMBERS)}).encode()
-        publish(site, body)
+        publish(site, body, delivery_mode)
 
 
 def rss(pid: int) -> float:

@@ -12,14 +12,16 @@ from collections import Counter
 
 import pytest
 
+from tests.bench.instruments import Sink, install_executor_that_only_connects, publish_jobs
 from tests.lab.accounts import OsUser
-from tests.lab.chaos import Chaos, Ledger, Publisher, forget_lost_connections, install_light_executor
+from tests.lab.chaos import Chaos, Ledger, Publisher, forget_lost_connections, install_light_executor, listener_status
+from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
 MAX_UNCONFIRMED = 100
 """Hand-overs under way at a time: what a killed listener may double."""
-FEW = ["listener", "listener", "gate", "supervisor", "supervisor", "broker", "alarm", "executors", "executors"]
-MANY = FEW * 4
+FEW = ["listener", "listener", "gate", "supervisor", "broker", "alarm", "executors"]
+MANY = [*FEW, "supervisor", "executors"] * 4
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # pika's, of connections lost half-way
 
@@ -34,6 +36,42 @@ def test_every_job_runs_in_its_own_users_executor_whatever_is_killed(site: Site,
 @pytest.mark.parametrize("mode", ["republish", "requeue"])
 def test_ten_thousand_jobs_of_200_users_run_whatever_is_killed(site: Site, mode: str) -> None:
     survive(site, mode, users=200, jobs=10_000, per_second=60, plan=MANY, pause=3.0)
+
+
+@pytest.mark.one_end
+@pytest.mark.parametrize("victim", ["listener", pytest.param("broker", marks=pytest.mark.nightly)])
+def test_what_is_killed_at_full_speed_loses_nothing_and_doubles_what_was_in_flight_alone(
+    site: Site, victim: str
+) -> None:
+    """20,000 jobs for ready users, to a queue that nobody serves, so that what was handed over can be counted.
+
+    In flight is also what the listener has acked and the broker has not taken, or not written, yet: with a broker that
+    lags behind that is as much again, and more where it is the broker that is killed.
+    """
+    install_executor_that_only_connects(site)
+    users = [site.accounts.user(f"u{number}").name for number in range(5)]
+    site.start(listener={"broker": {"routing_key": "done", "max_unconfirmed": MAX_UNCONFIRMED}})
+    sink = Sink(site)
+    publish_jobs(site, users, len(users))
+    sink.wait(len(users))
+    site.listener.stop()
+    sink.empty()
+    publish_jobs(site, users, 20_000, delivery_mode=2)
+    wait_for(lambda: site.server.depth() == 20_000, 20, "20,000 jobs in the queue")
+    time.sleep(0.5)  # until the broker has written them: it does so 200 ms later at most
+    site.listener.start()
+    chaos = Chaos(site, [], random.Random(1))
+    kills = 8 if victim == "listener" else 2
+    for _ in range(kills):
+        sink.wait(min(sink.count() + 300, 20_000))
+        chaos.go_through([victim], 0.0)
+    sink.wait(20_000)
+    wait_for(lambda: listener_status(site)["held"]["jobs"] == 0 and site.server.depth() == 0, 20, "an empty queue")
+    times = Counter(sink.bodies())
+    doubled = times.total() - len(times)
+    print(f"\n{victim} killed {kills} times at full speed: {len(times)} of 20,000 jobs, {doubled} of them doubled")
+    assert len(times) == 20_000
+    assert doubled <= kills * MAX_UNCONFIRMED * (3 if victim == "listener" else 30)
 
 
 def survive(site: Site, mode: str, *, users: int, jobs: int, per_second: float, plan: list[str], pause: float) -> None:

@@ -89,6 +89,7 @@ class Chaos:
     def _alarm(self) -> None:
         self._site.broker.ctl("set_vm_memory_high_watermark", "0")
         self._wait(2.0)
+        {"wait": lambda: self._wait(1.0), "listener": self._listener}[self._chance.choice(("wait", "listener"))]()
         self._site.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
     def _wait(self, at_most: float) -> None:
