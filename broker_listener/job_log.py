@@ -15,7 +15,9 @@ from broker_listener.transitions import State
 
 LOG: Final = logging.getLogger(__name__)
 LINES: Final = 600
-"""A minute, of each kind."""
+"""A minute, of hand-overs and of states."""
+PARKED_LINES: Final = 60
+"""A minute: whoever may publish can have messages parked."""
 MAX_ID: Final = 64
 
 
@@ -52,7 +54,7 @@ class JobLog:
 
     def __init__(self) -> None:
         self._hand_overs = LimitedLog(LOG, LINES)
-        self._parked = LimitedLog(LOG, LINES)
+        self._parked = LimitedLog(LOG, PARKED_LINES)
         self._states = LimitedLog(LOG, LINES)
 
     def tell(self, happened: Happened) -> None:
