@@ -38,8 +38,8 @@ def test_ten_thousand_jobs_of_200_users_run_whatever_is_killed(site: Site, mode:
     survive(site, mode, users=200, jobs=10_000, per_second=60, plan=MANY, pause=3.0)
 
 
-@pytest.mark.one_end
-@pytest.mark.parametrize("victim", ["listener", pytest.param("broker", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("victim", ["listener", "broker"])
 def test_what_is_killed_at_full_speed_loses_nothing_and_doubles_what_was_in_flight_alone(
     site: Site, victim: str
 ) -> None:
