@@ -15,7 +15,7 @@ from broker_listener.config import BrokerUrl, parse_url
 
 LOG: Final = logging.getLogger(__name__)
 PAUSE_MIN: Final = 0.1
-PAUSE_MAX: Final = 15.0
+PAUSE_MAX: Final = 2.0
 STEADY: Final = 10.0
 """Seconds that a connection must have been ready for the pause to begin small again."""
 

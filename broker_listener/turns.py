@@ -68,7 +68,7 @@ class Turns:
             return
         held = heappop(user.held)
         user.returned -= held.returned
-        self._seen.handed(held.seen, now)
+        self._seen.handed(held.seen)
         if held.returned or user.state is State.PROBING:
             user.pace.released(self._limits, now)
         if self._may_give_back is not None and self._may_give_back(held.delivery):

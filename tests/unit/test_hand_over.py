@@ -1064,7 +1064,7 @@ def test_a_flood_of_one_ready_user_leaves_nothing_behind_but_a_bounded_memory_of
         listener.now += 0.0001
         listener.job("bob", f"job {number}")
         listener.actions.clear()
-    assert len(listener.machine._seen) == 8192
+    assert 7500 < len(listener.machine._seen) <= 8192
     assert len(listener.machine._users["bob"].pace.out) <= 64
     assert listener.machine.settlement.deliveries == 0
     listener.wait(601)
