@@ -775,10 +775,13 @@ def certificate(directory: Path, name: str, subject: str) -> tuple[Path, Path]:
     return key, cert
 
 
-async def tls_front(node: BrokerNode, key: Path, cert: Path) -> asyncio.Server:
-    """Put TLS before the node: what comes over it goes to its plain port."""
+async def tls_front(node: BrokerNode, key: Path, cert: Path, client: Path | None = None) -> asyncio.Server:
+    """Put TLS before the node: what comes over it, with the client's certificate, goes to its plain port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
+    if client is not None:
+        context.load_verify_locations(client)
+        context.verify_mode = ssl.CERT_REQUIRED
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -837,6 +840,50 @@ def test_amqps_verifies_certificate_and_host_name(
             front.close()
 
     asyncio.run(serve())
+
+
+def test_of_several_amqps_urls_one_whose_certificate_is_good_is_taken_with_our_own_certificate(
+    setting: Setting, tmp_path: Path
+) -> None:
+    key, cert = certificate(tmp_path, "broker", "IP:127.0.0.1")
+    client_key, client_cert = certificate(tmp_path, "client", "DNS:knime-listener")
+
+    async def serve() -> None:
+        async with asyncio.timeout(DEADLINE):
+            good = await tls_front(setting.node, key, cert, client_cert)
+            bad = await tls_front(setting.node, client_key, client_cert, client_cert)
+            ports = [front.sockets[0].getsockname()[1] for front in (bad, good)]
+            plain = [setting.node.listener.at(port, setting.vhost, with_password=False) for port in ports]
+            urls = tuple(url.replace("amqp:", "amqps:") for url in plain)
+            files = {"client_cert_file": str(client_cert), "client_key_file": str(client_key)}
+            for with_certificate in (False, True):
+                own = files if with_certificate else {}
+                broker = Broker(replace(setting.config, urls=urls, ca_file=str(cert), **own), Events())
+                broker.start()
+                if with_certificate:
+                    await true(lambda broker=broker: broker.state.count(f"up at 127.0.0.1:{ports[1]}") == 2)
+                else:
+                    await true(lambda broker=broker: broker.state.count("down") == 2)
+                    assert "CERTIFICATE_VERIFY_FAILED" in broker.state
+                await broker.close(2.0)
+            good.close()
+            bad.close()
+
+    asyncio.run(serve())
+
+
+def test_an_account_that_may_not_read_the_queue_is_a_state_with_advice_until_it_may(setting: Setting) -> None:
+    name, (configure, write, read) = setting.node.listener.name, setting.node.listener.permissions
+    setting.server.publish(b"job")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: "ACCESS_REFUSED" in broker.state and "permissions" in broker.state)
+        assert broker.can_publish
+        await asyncio.to_thread(setting.node.ctl, "set_permissions", "-p", setting.vhost, name, configure, write, read)
+        await true(lambda: events.deliveries)
+
+    setting.node.ctl("set_permissions", "-p", setting.vhost, name, configure, write, "^$")
+    setting.run(check)
 
 
 def test_a_broker_that_is_killed_and_started_again_is_found_again(setting: Setting) -> None:
