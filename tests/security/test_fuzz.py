@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-SECONDS = "2"
+SECONDS = "1"
 
 
 @pytest.mark.parametrize("target", ["decoder", "names", "dispatch"])
