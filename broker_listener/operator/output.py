@@ -13,12 +13,15 @@ from datetime import UTC, datetime
 from textwrap import dedent
 from typing import Final, NamedTuple
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 UNLIMITED_WIDTH: Final = 10_000
 """Columns of what is no terminal: there a table is read by a program, or by a pager, and nothing is cut for it."""
+MIN_WIDTH: Final = 10
+"""Columns below which no value is cut: then the terminal wraps the line."""
 UNKNOWN: Final = "-"
 """Stands where a table has no value."""
 
@@ -97,20 +100,30 @@ def manual(text: str) -> str:
     return "\n\n".join(f"\b\n{one}" if "\n  " in one else one for one in paragraphs)
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
-    """Give a table without lines; None is shown as ``-``, every value is escaped."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    for column in columns:
-        made.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=min(8, len(column.title)) if column.may_be_cut else None,
-        )
-    for row in rows:
-        made.add_row(*(Text(UNKNOWN if value is None else escaped(value)) for value in row))
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], room: int, gap: int = 2) -> Table:
+    """Give a table without lines for ``room`` columns, ``gap`` between two; None is ``-``, every value is escaped."""
+    cells = [[UNKNOWN if value is None else escaped(value) for value in row] for row in rows]
+    widths = _widths(columns, cells, room - gap * (len(columns) - 1))
+    made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold", show_edge=False)
+    for column, characters in zip(columns, widths, strict=True):
+        justify: JustifyMethod = "right" if column.right else "left"
+        made.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=characters)
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
+
+
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Give each column what it needs; where that is too much, the widest of those that may be cut give way."""
+    shown = [[column.title for column in columns], *cells]
+    widths = [max(cell_len(row[place]) for row in shown) for place in range(len(columns))]
+    may_be_cut = [place for place, column in enumerate(columns) if column.may_be_cut]
+    while sum(widths) > room and may_be_cut:
+        widest = max(may_be_cut, key=lambda place: widths[place])
+        if widths[widest] <= MIN_WIDTH:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def width() -> int:
@@ -120,7 +133,7 @@ def width() -> int:
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
     """Print a table."""
-    console().print(table(columns, rows))
+    console().print(table(columns, rows, width()))
 
 
 def moment(seconds: float | None) -> str | None:

@@ -1,0 +1,184 @@
+"""An overview as a page for a terminal: how the daemons are, who has an executor, and who has none and why.
+
+Below 110 columns the account stands beside the user's name, where it is another, and uids are left out. What does
+not fit a watched terminal's height is counted. No colour carries a meaning that words do not.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from broker_listener.operator.listener_socket import Connection, Snapshot
+from broker_listener.operator.output import Column, escaped, table
+from broker_listener.operator.overview import Entry, Overview
+
+WIDE: Final = 110
+_STYLES: Final = {"up": "green", "down": "bold red", "blocked": "yellow", "draining": "yellow", "not consuming": "red"}
+
+
+def page(overview: Overview, columns: int, height: int | None = None) -> RenderableType:
+    """Give the page; ``height`` is that of a terminal that it has to fit."""
+    health = list(_health(overview))
+    running = [entry for entry in overview.entries if entry.pid is not None]
+    without = [entry for entry in overview.entries if entry.pid is None]
+    room = without_room = None
+    if height is not None:
+        for line in health:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        rows = max(0, height - len(health) - _FRAME)
+        without_room = min(len(without), max(rows // 4, rows - len(running)))
+        room = rows - without_room
+    return Group(*health, *_executors(running, columns, room), *_without(without, columns, without_room))
+
+
+def size(number: int | None) -> str | None:
+    """Give bytes in at most five characters: 999, 1.2K, 14M."""
+    if number is None or number < 1000:
+        return None if number is None else str(number)
+    value = float(number)
+    for unit in "KMGTP":
+        value /= 1024
+        if value < 999.5:
+            return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    return f"{value:.0f}P"
+
+
+def lapse(seconds: float | None) -> str | None:
+    """Give a time span in at most six characters: 45s, 12m03s, 3h20m, 12d05h."""
+    if seconds is None:
+        return None
+    whole = max(0, int(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 60:
+        return f"{whole}s"
+    if hours < 1:
+        return f"{minutes}m{whole % 60:02}s"
+    if days < 1:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{days}d{hours % 24:02}h" if days < 100 else f"{days}d"
+
+
+def _health(overview: Overview) -> Iterator[Text]:
+    listener, helper = overview.listener, overview.helper
+    if listener is not None:
+        facts = f"pid {listener.pid}, for {lapse(overview.at - listener.since)}, version {escaped(listener.version)}"
+        yield _line("listener", "up", f"{facts}, on {escaped(listener.host)}")
+        for name, connection in sorted(listener.connections.items()):
+            yield _connection(name, connection, overview.at)
+    else:
+        yield _missing("listener", overview)
+    if helper is not None:
+        yield _line("helper", "draining" if helper.draining else "up", _room(len(helper.executors), helper.free))
+    elif listener is not None and listener.helper.state == "up":
+        free = listener.helper.free
+        yield _line("helper", "draining" if listener.helper.draining else "up", _room(None, free))
+    else:
+        yield _missing("helper", overview)
+    if listener is not None:
+        yield from _jobs(listener)
+
+
+def _connection(name: str, connection: Connection, now: float) -> Text:
+    facts = f"{escaped(connection.server or 'no server')}, for {lapse(now - connection.since)}"
+    why = f": {escaped(connection.why)}" if connection.why and connection.state != "up" else ""
+    return _line(f"broker {escaped(name, 20)}", connection.state, facts + why)
+
+
+def _room(running: int | None, free: int | None) -> str:
+    known = [] if running is None else [f"{running} executor{'' if running == 1 else 's'}"]
+    return ", ".join([*known, "room not known" if free is None else f"room for {free} more"])
+
+
+def _jobs(listener: Snapshot) -> Iterator[Text]:
+    held, totals = listener.held, listener.totals
+    state = "consuming" if listener.consuming else "not consuming"
+    waiting = f"{held.jobs} held ({size(held.bytes)}), {listener.under_way} under way"
+    yield _line("jobs", state, f"{escaped(listener.queue)}, {waiting}")
+    reasons = ", ".join(f"{escaped(reason)} {count}" for reason, count in sorted(listener.parked.items()))
+    parked = f"{sum(listener.parked.values())} parked" + (f" ({reasons})" if reasons else "")
+    counts = f"{totals.received} received, {totals.handed_over} handed over, {totals.returned} came back"
+    yield _line("", "", counts)
+    yield _line("", "", parked)
+
+
+def _missing(daemon: str, overview: Overview) -> Text:
+    stopped = overview.why.get(daemon)
+    return _line(daemon, "not known", escaped(stopped, limit=400) if stopped else "")
+
+
+def _line(name: str, state: str, facts: str) -> Text:
+    line = Text(f"{name:<15}", style="bold")
+    shown = f"{escaped(state, 20):<9}"
+    line.append(shown, style=_STYLES.get(state, ""))
+    line.append(f"  {facts}", style="not bold")
+    return line
+
+
+def _executors(entries: Sequence[Entry], columns: int, room: int | None) -> list[RenderableType]:
+    if not entries:
+        return [Text(), Text("no executor runs on this host")]
+    wide = columns >= WIDE
+    shown = entries if room is None or len(entries) <= room else entries[: max(0, room - 1)]
+    rows = [_row(entry, wide=wide) for entry in shown]
+    made = table(_WIDE if wide else _NARROW, rows, columns, gap=2 if wide else 1)
+    return [Text(), made, *_left_out(len(entries) - len(shown))]
+
+
+def _row(entry: Entry, *, wide: bool) -> list[object]:
+    share = None if entry.cpu_share is None else f"{entry.cpu_share:.0%}"
+    figures = [size(entry.memory), share, entry.handed_over, entry.held, entry.parked]
+    if wide:
+        since = None if entry.since is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.since))
+        return [entry.user, entry.os_user, entry.uid, entry.pid, entry.state, since, *figures]
+    another = entry.os_user not in (None, entry.user, entry.user.lower())
+    name = f"{entry.user} ({entry.os_user})" if another else entry.user
+    running_for = None if entry.since is None else lapse(time.time() - entry.since)
+    return [name, entry.pid, entry.state, running_for, *figures]
+
+
+def _without(entries: Sequence[Entry], columns: int, room: int | None) -> list[RenderableType]:
+    if not entries:
+        return []
+    shown = entries if room is None or len(entries) <= room else entries[: max(0, room - 1)]
+    rows = [
+        [e.user, e.state, e.reason, None if e.since is None else lapse(time.time() - e.since), e.held, e.parked]
+        for e in shown
+    ]
+    made = table(_WITHOUT, rows, columns, gap=2 if columns >= WIDE else 1)
+    return [Text(), made, *_left_out(len(entries) - len(shown))]
+
+
+def _left_out(count: int) -> list[Text]:
+    return [Text(f"... and {count} more")] if count else []
+
+
+_FRAME: Final = 4
+"""Lines that are neither of the daemons nor of users: two headings, two empty ones."""
+_FIGURES: Final = tuple(Column(title, right=True) for title in ("memory", "cpu", "jobs", "held", "parked"))
+_WIDE: Final = (
+    Column("user", may_be_cut=True),
+    Column("account", may_be_cut=True),
+    Column("uid", right=True),
+    Column("pid", right=True),
+    Column("state"),
+    Column("since"),
+    *_FIGURES,
+)
+_NARROW: Final = (
+    Column("user", may_be_cut=True),
+    Column("pid", right=True),
+    Column("state"),
+    Column("for", right=True),
+    *_FIGURES,
+)
+_WITHOUT: Final = (
+    Column("without executor", may_be_cut=True),
+    Column("state"),
+    Column("reason"),
+    Column("for", right=True),
+    Column("held", right=True),
+    Column("parked", right=True),
+)

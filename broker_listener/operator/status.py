@@ -1,0 +1,151 @@
+"""``knime-peruser status``: who has an executor, how the daemons are, and one user's history.
+
+Root is told by both daemons; a member of ``knime-operators`` by the listener. Nothing is changed.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.live import Live
+
+from broker_listener.operator import configuration
+from broker_listener.operator.audit_log import files, table
+from broker_listener.operator.audit_log.records import Query, Reader, Record, last_of
+from broker_listener.operator.listener_socket import PATH
+from broker_listener.operator.outcome import Outcome, Stopped
+from broker_listener.operator.output import console, escaped, manual, print_json, print_line, say, width
+from broker_listener.operator.overview import Entry, Look
+from broker_listener.operator.overview_page import page
+
+HISTORY: Final = 20
+"""Records of a user that are shown."""
+
+
+@click.command(
+    "status",
+    help=manual(
+        """\
+        Show who has an executor on this host, and how listener, helper and broker are. With USER, a name as KNIME has
+        it, only that user, and what the audit log last recorded of them: requests, refusals, starts and ends.
+
+        memory and cpu are those of the user's whole scope, cpu in percent of one core since the look before; they are
+        "-" where the host has no such figures. jobs, held and parked are the listener's counts since its start.
+        Without an executor: who waits for one, or was refused, and why.
+
+        Root is told everything. A member of group knime-operators is told what the listener knows.
+
+        examples:
+          knime-peruser status
+          knime-peruser status --watch
+          knime-peruser status alice
+
+        exit status:
+          0  all is well; with USER: the user is known
+          1  the broker is away, or no jobs are taken; with USER: nothing is known of them
+          2  wrong usage, or the configuration cannot be used
+          3  a daemon cannot be reached; what is known is shown
+          4  not permitted
+        """
+    ),
+)
+@click.argument("user", required=False)
+@click.option("--watch", "-w", is_flag=True, help="Show it anew all the time, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(0.5, 3600), default=2.0, show_default=True, help="Seconds, of --watch."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--status-socket",
+    type=click.Path(path_type=Path),
+    default=PATH,
+    show_default=True,
+    help="Where the listener tells its status.",
+)
+@click.pass_obj
+def command(  # noqa: PLR0913, PLR0917 - one argument an option
+    config_dir: Path,
+    user: str | None,
+    watch: bool,  # noqa: FBT001 - click's flags
+    interval: float,
+    as_json: bool,  # noqa: FBT001
+    status_socket: Path,
+) -> Outcome:
+    """Show what is there."""
+    helper = configuration.load_helper(config_dir)
+    look = Look(helper.socket.operator_path, status_socket)
+    if watch:
+        if user is not None or as_json:
+            raise click.UsageError("--watch shows everybody, and on a terminal")
+        return _watch(look, interval)
+    if user is not None:
+        return _of_one(look, user, Path(helper.audit.path), as_json=as_json)
+    overview = look.with_shares()
+    if as_json:
+        print_json(overview.as_json())
+    else:
+        console().print(page(overview, width()))
+    return overview.outcome
+
+
+def _watch(look: Look, interval: float) -> Outcome:
+    screen = console()
+    if not screen.is_terminal or not sys.stdout.isatty():
+        raise Stopped(Outcome.USAGE, "--watch needs a terminal; knime-peruser status --json is for programs")
+    overview = look.once()
+    with Live(page(overview, screen.width, screen.height), console=screen, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(page(overview, screen.width, screen.height), refresh=True)
+                time.sleep(interval)
+                overview = look.once()
+        except KeyboardInterrupt:  # that is how one ends it
+            return overview.outcome
+
+
+def _of_one(look: Look, user: str, log: Path, *, as_json: bool) -> Outcome:
+    overview = look.with_shares()
+    entry = next((entry for entry in overview.entries if entry.user == user), None)
+    records, why = _history(log, user)
+    if as_json:
+        state = None if entry is None else next(e for e in overview.as_json()["users"] if e["user"] == user)  # type: ignore[attr-defined]
+        print_json({"user": user, "now": state, "history": records})
+    else:
+        _print_entry(user, entry)
+        for missing in overview.why.values():
+            say(str(missing))
+        for text in table.lines(records, width=width()) if records else ():
+            print_line(text)
+        if why is not None or not records:
+            say(str(why or f"no record of {user} in {log}"))
+    return Outcome.DONE if entry is not None or records else Outcome.FINDING
+
+
+def _history(log: Path, user: str) -> tuple[list[Record], Stopped | None]:
+    """Give the last records of a user, or why there are none."""
+    try:
+        with files.opened(log) as there:
+            matching = Reader(Query(user=user)).matching(line for file in there for line in files.lines(file))
+            return list(last_of(matching, HISTORY)), None
+    except Stopped as stopped:
+        return [], stopped
+
+
+def _print_entry(user: str, entry: Entry | None) -> None:
+    if entry is None:
+        print_line(f"{escaped(user)}: no executor on this host, and nothing waits for one")
+        return
+    facts = {
+        "state": entry.state,
+        "reason": entry.reason,
+        "account": entry.os_user,
+        "uid": entry.uid,
+        "pid": entry.pid,
+        "handed over": entry.handed_over,
+        "held": entry.held,
+        "parked": entry.parked,
+    }
+    known = "  ".join(f"{name} {escaped(value)}" for name, value in facts.items() if value is not None)
+    print_line(f"{escaped(user)}: {known}")
