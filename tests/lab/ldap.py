@@ -55,6 +55,7 @@ class Directory:
         self._machine.write("/etc/default/slapd", _DEFAULT)
         self._machine.write("/etc/sssd/sssd.conf", _SSSD, 0o600)
         entries = [f"dn: {SUFFIX}\nobjectClass: dcObject\nobjectClass: organization\ndc: lab\no: lab\n\n"]
+        entries += [_POLICY]
         entries += [user_entry(name, uid(name)) for name in self.names]
         entries += [group_entry(*EVERYBODY, self.names), group_entry(*ANALYSTS, self.names[9::10])]
         self._machine.write("/var/lib/ldap-lab/entries.ldif", "".join(entries))
@@ -80,17 +81,42 @@ class Directory:
         """Delete a user's entry."""
         self._change(f"dn: uid={user},{SUFFIX}\nchangetype: delete\n")
 
+    def rename(self, user: str, new: str) -> None:
+        """Give a user another name, as a member of its groups, too; uid and home stay."""
+        self._change(f"dn: uid={user},{SUFFIX}\nchangetype: modrdn\nnewrdn: uid={new}\ndeleteoldrdn: 1\n")
+        for group in (EVERYBODY[0], ANALYSTS[0]):
+            if user in self._members(group):
+                change = f"delete: memberUid\nmemberUid: {user}\n-\nadd: memberUid\nmemberUid: {new}"
+                self.modify_group(group, change)
+
     def forget_cached(self) -> None:
         """Let SSSD ask anew for everything that it has cached: sss_cache(8)."""
         self._machine.run("sss_cache", "-E", check=False)
 
+    def _members(self, group: str) -> list[str]:
+        found = self._machine.run("ldapsearch", *_AS_ROOT, "-LLL", "-b", f"cn={group},{SUFFIX}", "memberUid")
+        return [line.split()[1] for line in found.splitlines() if line.startswith("memberUid: ")]
+
     def _change(self, ldif: str, *options: str) -> None:
         self._machine.write("/var/lib/ldap-lab/change.ldif", ldif)
-        self._machine.run(
-            "ldapmodify", "-Q", "-Y", "EXTERNAL", "-H", "ldapi:///", *options, "-f", "/var/lib/ldap-lab/change.ldif"
-        )
+        self._machine.run("ldapmodify", *_AS_ROOT, *options, "-f", "/var/lib/ldap-lab/change.ldif")
 
 
+_AS_ROOT: Final = ("-Q", "-Y", "EXTERNAL", "-H", "ldapi:///")
+# A locked account is one only where a policy says so: ldap_pwdlockout_dn, sssd-ldap(5).
+_POLICY: Final = f"""\
+dn: ou=policies,{SUFFIX}
+objectClass: organizationalUnit
+ou: policies
+
+dn: cn=ppolicy,ou=policies,{SUFFIX}
+objectClass: device
+objectClass: pwdPolicy
+cn: ppolicy
+pwdAttribute: userPassword
+pwdLockout: TRUE
+
+"""
 _SLAPD: Final = f"""\
 include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
@@ -98,6 +124,7 @@ include /etc/ldap/schema/nis.schema
 include /etc/ldap/schema/inetorgperson.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
+moduleload ppolicy
 pidfile /run/slapd/slapd.pid
 authz-regexp gidNumber=0.uidNumber=0,cn=peercred,cn=external,cn=auth cn=admin,{SUFFIX}
 database mdb
@@ -105,6 +132,7 @@ suffix {SUFFIX}
 rootdn cn=admin,{SUFFIX}
 directory /var/lib/ldap-lab
 index objectClass,uid,uidNumber,gidNumber,memberUid,cn eq
+overlay ppolicy
 """
 _DEFAULT: Final = """\
 SLAPD_CONF=/etc/ldap/slapd.conf
@@ -121,7 +149,7 @@ domains = lab
 id_provider = ldap
 auth_provider = none
 access_provider = ldap
-ldap_access_order = expire
+ldap_access_order = expire, ppolicy
 ldap_account_expire_policy = shadow
 ldap_uri = ldap://127.0.0.1
 ldap_search_base = {SUFFIX}
