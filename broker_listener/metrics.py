@@ -1,14 +1,9 @@
-"""What Prometheus sees, over HTTP at ``metrics.listen``: the one file here that imports prometheus_client.
+"""What Prometheus is told, made of what the parts count anyway: the one file here that imports prometheus_client.
 
-Everybody on the host can connect, each user's workflow too: no metric has a user in a label, what is sent is read up
-to the request's end and no further, and the page is made anew at most once a second, whoever asks how often. A port
-that cannot be had is a warning: no job depends on it.
+Everybody on the host can read it, each user's workflow too: no metric has a user in a label. It changes nothing of what
+it looks at. ``exporter`` loads it when it is asked for the first time: it comes with 3 MB of Python's library.
 """
 
-import asyncio
-import logging
-import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -18,87 +13,31 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from broker_listener import VERSION
-from broker_listener.config import parse_listen
 from broker_listener.counters import LATENCY_BUCKETS, Counters
-from broker_listener.local_clients import LocalClients
 from broker_listener.snapshot import Snapshot
 from broker_listener.transitions import State
 
-LOG: Final = logging.getLogger(__name__)
-FRESH: Final = 1.0
-"""Seconds that a page serves."""
-MAX_REQUEST: Final = 8192
 PREFIX: Final = "knime_peruser_"
 
 
-class Exporter:
-    """The endpoint; ``look`` gives what is told."""
+class Metrics:
+    """Makes the page, in Prometheus' text format 0.0.4; ``since`` is when the listener was started, Unix time."""
 
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
+    def __init__(self, look: Callable[[], Snapshot], since: float) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Listener(look))
-        self._page = b""
-        self._made_at = float("-inf")
-        self._clients: LocalClients | None = None
+        self._registry.register(_Listener(look, since))
 
-    def start(self, listen: str) -> None:
-        """Listen at the address, if that is possible; call it in the loop."""
-        address, port = parse_listen(listen)
-        try:
-            listening = socket.create_server(
-                (str(address), port), family=socket.AF_INET if address.version == 4 else socket.AF_INET6
-            )
-        except OSError as error:
-            LOG.warning("event=metrics_not_served listen=%s reason=%r", listen, error.strerror or str(error))
-            return
-        self._clients = LocalClients("metrics", listening, self._answer)
-
-    def close(self) -> None:
-        """Listen no more."""
-        if self._clients is not None:
-            self._clients.close()
-
-    async def _answer(self, client: socket.socket) -> None:
-        status = _status_of(await _request(client))
-        body = self._fresh_page() if status == "200 OK" else f"{status}\n".encode("ascii")
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {_TEXT}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        await asyncio.get_running_loop().sock_sendall(client, head.encode("ascii") + body)
-
-    def _fresh_page(self) -> bytes:
-        now = time.monotonic()
-        if now - self._made_at >= FRESH:
-            self._page, self._made_at = generate_latest(self._registry), now
-        return self._page
-
-
-async def _request(client: socket.socket) -> bytes:
-    """Give a request's head, or what came of it."""
-    loop = asyncio.get_running_loop()
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < MAX_REQUEST:
-        more = await loop.sock_recv(client, MAX_REQUEST - len(head))
-        if not more:
-            break
-        head += more
-    return head
-
-
-def _status_of(head: bytes) -> str:
-    line, rest = head.partition(b"\r\n")[::2]
-    method, _, target = line.rpartition(b" ")[0].partition(b" ")
-    if b"\r\n\r\n" not in b"\r\n" + rest or not line.rpartition(b" ")[2].startswith(b"HTTP/1."):
-        return "400 Bad Request"
-    if target.partition(b"?")[0] != b"/metrics":
-        return "404 Not Found"
-    return "200 OK" if method == b"GET" else "405 Method Not Allowed"
+    def page(self) -> bytes:
+        """Give the page as things are now."""
+        return generate_latest(self._registry)
 
 
 class _Listener(Collector):
     """Makes the metrics of what the parts count anyway, when somebody asks."""
 
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
+    def __init__(self, look: Callable[[], Snapshot], since: float = 0.0) -> None:
         self._look = look
-        self._since = time.time()
+        self._since = since
 
     def collect(self) -> Iterable[Metric]:
         snapshot = self._look()
@@ -190,6 +129,3 @@ def _latency(counters: Counters) -> Metric:
         buckets.append((bound, so_far))
     family.add_metric([], buckets, counters.latency_sum)
     return family
-
-
-_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from broker_listener import actions as a
 from broker_listener.answers import Answer
@@ -21,6 +21,7 @@ from broker_listener.broker_connections import Broker
 from broker_listener.config import ListenerConfig, parse_url
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
+from broker_listener.exporter import Exporter
 from broker_listener.hand_over import Machine
 from broker_listener.helper import HelperClient
 from broker_listener.job_log import JobLog
@@ -34,9 +35,6 @@ from broker_listener.requeue import may_give_back
 from broker_listener.snapshot import HelperState, Snapshot
 from broker_listener.status import StatusSocket
 from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Started
-
-if TYPE_CHECKING:
-    from broker_listener.metrics import Exporter
 
 LOG: Final = logging.getLogger(__name__)
 DRAIN_WITHIN: Final = 4.0
@@ -69,7 +67,7 @@ class Service:
         self._notify = Notify()
         self._helper_is = HelperState(up=False, since=time.monotonic(), draining=None, free=None, losses=0)
         self._status = StatusSocket(config, self._look)
-        self._exporter = _exporter(self._look) if config.metrics.listen else None
+        self._exporter = Exporter(self._look) if config.metrics.listen else None
         self._asks = Asks(self._helper, self._readiness, self._answered)
         self._nothing_under_way = asyncio.Event()
         self._scheduled = False
@@ -276,12 +274,3 @@ class Service:
         self._asks.close()
         await self._helper.close()
         self._notify.close()
-
-
-def _exporter(look: Callable[[], Snapshot]) -> "Exporter | None":
-    try:
-        from broker_listener.metrics import Exporter  # noqa: PLC0415 - 3 MB that are spared where nobody looks
-    except ImportError as error:
-        LOG.warning("event=metrics_not_served reason=%r", f"{error}; install it or set metrics.listen to nothing")
-        return None
-    return Exporter(look)

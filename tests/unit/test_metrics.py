@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker_listener import local_clients, metrics
+from broker_listener import exporter as exporter_module
+from broker_listener import local_clients
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig, parse_listen
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
+from broker_listener.exporter import Exporter
 from broker_listener.hand_over import Machine
 from broker_listener.local_clients import MAX_CLIENTS
-from broker_listener.metrics import Exporter
 from broker_listener.service import Service
 from broker_listener.snapshot import Snapshot
 from protocol import messages as m
@@ -169,7 +170,7 @@ def test_whatever_is_no_request_for_the_page_is_told_so(request_: bytes, expecte
         try:
             status, _ = await ask(port, request_)
         except ConnectionResetError:  # what was sent beyond the bound is not read
-            assert len(request_) > metrics.MAX_REQUEST
+            assert len(request_) > exporter_module.MAX_REQUEST
         else:
             assert status == expected
 
@@ -228,13 +229,28 @@ def test_a_port_in_use_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     serving(use)
 
 
-def test_without_metrics_prometheus_client_is_not_even_loaded() -> None:
+def test_without_prometheus_client_whoever_asks_is_told_so_and_a_line_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent() -> None:
+        raise ImportError("No module named 'prometheus_client'")
+
+    monkeypatch.setattr(exporter_module, "_import", absent)
+
+    async def use(port: int, _: Service) -> None:
+        assert (await ask(port))[0] == "503 Service Unavailable"
+        assert "event=metrics_not_served reason=\"No module named 'prometheus_client'\"" in caplog.text
+
+    serving(use)
+
+
+def test_until_somebody_asks_prometheus_client_is_not_even_loaded() -> None:
     program = (
         "import asyncio, sys\n"
-        "from broker_listener.config import ListenerConfig, MetricsConfig\n"
+        "from broker_listener.config import ListenerConfig\n"
         "from broker_listener.service import Service\n"
         "async def check():\n"
-        "    await Service(ListenerConfig(metrics=MetricsConfig(listen='')))._stop()\n"
+        "    await Service(ListenerConfig())._stop()\n"
         "asyncio.run(check())\n"
         "sys.exit('prometheus_client' in sys.modules)\n"
     )
