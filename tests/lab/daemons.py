@@ -19,11 +19,15 @@ from tests.lab.processes import ReadinessSocket, end, process_id, start, tail
 class Daemon:
     """One of the two daemons of an installation."""
 
-    def __init__(self, installation: Installation, name: str) -> None:
+    def __init__(self, installation: Installation, name: str, noted: Callable[[int], None] = lambda _pid: None) -> None:
+        """Start nothing yet; ``noted`` will hear of each pid at once."""
         self.installation = installation
         self.name = name
         self.command = {"helper": "knime-root-helper", "listener": "knime-broker-listener"}[name]
+        self.title = self.command
         self.log = installation.logs / f"{name}.log"
+        self.messages = str(self.log)
+        self._noted = noted
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -37,8 +41,8 @@ class Daemon:
             raise RuntimeError(f"the {self.name} is not running")
         return self._process.pid
 
-    def start(self, seconds: float = 20.0, noted: Callable[[int], None] = lambda _pid: None) -> None:
-        """Start the daemon and wait until it says that it is ready; ``noted`` hears of its pid at once."""
+    def start(self, seconds: float = 20.0) -> None:
+        """Start the daemon and wait until it says that it is ready."""
         ready = ReadinessSocket(self.installation.root / f"ready-{self.name}")
         try:
             self._process = start(
@@ -46,13 +50,14 @@ class Daemon:
                 environment={
                     "CREDENTIALS_DIRECTORY": str(self.installation.credentials(self.name)),
                     "STATE_DIRECTORY": str(self.installation.state),
+                    "RUNTIME_DIRECTORY": str(self.installation.listener_run),
                     "NOTIFY_SOCKET": str(ready.path),
                 },
                 log=self.log,
                 user=LISTENER if self.name == "listener" else None,
                 umask=0o077,
             )
-            noted(self._process.pid)
+            self._noted(self._process.pid)
             ready.wait(self._process, seconds, self.log)
         finally:
             ready.close()
@@ -75,6 +80,10 @@ class Daemon:
         if self._process is None:
             raise RuntimeError(f"the {self.name} is not running")
         return self._process.wait(seconds)
+
+    def last_messages(self, lines: int) -> str:
+        """Give the last lines that the daemon wrote."""
+        return tail(self.log, lines)
 
     def log_text(self) -> str:
         """Give all that the daemon has logged so far."""

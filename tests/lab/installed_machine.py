@@ -7,6 +7,7 @@ The executor is a shell that waits. Everything installed can be listed and compa
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -26,7 +27,9 @@ _OTHERS: Final = frozenset(
      "var/lib/private", "var/lib/rabbitmq", "var/lib/systemd", "var/log/apt", "var/log/journal", "var/log/rabbitmq")
 )  # fmt: skip
 _ACCOUNTS: Final = frozenset(
-    f"etc/{name}{suffix}" for name in ("passwd", "group", "shadow", "gshadow") for suffix in ("", "-")
+    f"etc/{name}{suffix}"
+    for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
+    for suffix in ("", "-")
 )
 _CONTENT: Final = ("etc/", "opt/", "usr/")
 
@@ -35,10 +38,15 @@ class InstalledMachine(Machine):
     """One machine; what tests install into it they take away again."""
 
     def create(self) -> None:
-        """Lay out the file system, with an installation of KNIME and a user who has never logged in."""
+        """Lay out the file system, with an installation of KNIME, a user who has never logged in, no directory."""
         super().create()
+        # Not those of this host: its tests end all processes with the uids of their accounts, those in here, too.
+        definitions = self.root / "etc/login.defs"
+        text = re.sub(r"(?m)^UID_MIN\s.*", "UID_MIN 41000\nSYS_UID_MAX 899", definitions.read_text(encoding="utf-8"))
+        definitions.write_text(text, encoding="utf-8")
         self.write("/opt/knime/knime", "#!/bin/sh\nexec sleep infinity\n", 0o755)
         self.offline("useradd", USER)
+        self.offline("sed", "-i", "s/ sss//", "/etc/nsswitch.conf")
 
     def build(self, version: str) -> str:
         """Build a package of this checkout; give its path inside."""
@@ -47,13 +55,23 @@ class InstalledMachine(Machine):
         return f"/root/{Path(done.stdout.strip()).name}"
 
     def copy_checkout(self) -> None:
-        """Put what systemd/install installs from into /root/checkout."""
+        """Put what systemd/install and the quickstart need into /root/checkout."""
         target = self.root / "root/checkout"
         shutil.rmtree(target, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("protocol", "root_helper", "broker_listener", "systemd", "etc"):
+        directories = (
+            "protocol",
+            "root_helper",
+            "broker_listener",
+            "systemd",
+            "etc",
+            "tests/lab",
+            "tests/simulated_knime",
+        )
+        for name in directories:
             shutil.copytree(CHECKOUT / name, target / name, ignore=ignored)
-        shutil.copy(CHECKOUT / "pyproject.toml", target)
+        for name in ("pyproject.toml", "quickstart", "tests/__init__.py"):
+            shutil.copy(CHECKOUT / name, target / name)
 
     def apt(self, *arguments: str) -> str:
         """Run apt-get, which asks nobody."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from tests.lab import packages
+from tests.lab import packages, units
 from tests.lab.accounts import SystemUsers, end_processes, remove_group, remove_user, uid_of
 from tests.lab.processes import ProcessId, end, process_id
 
@@ -98,6 +98,7 @@ _PACKAGE: Final = "package"
 UNDO: Final[Mapping[str, Callable[[str], None]]] = MappingProxyType(
     {
         "process": _end_process,
+        "unit": units.remove,
         "user": _remove_user,
         "group": remove_group,
         "system-users": _remove_system_users,

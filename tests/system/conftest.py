@@ -1,4 +1,8 @@
-"""One booted Debian 12 for all tests of this directory, brought back to a clean state after each."""
+"""Booted machines that the tests of this directory share: a whole site, and hosts that nothing is installed on.
+
+The site is a Debian 12, brought back to a clean state after each test. The bare host is a Debian 12, then a Debian 13;
+each test takes back what it installed.
+"""
 
 import os
 import secrets
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.booted_site import BootedSite, booted_site
+from tests.lab.installed_machine import InstalledMachine, booted_machine
 from tests.lab.machine import why_none_boots
 
 
@@ -31,3 +36,9 @@ def site(booted: BootedSite) -> Iterator[BootedSite]:
     """Give the site, running, with no executor and empty queues."""
     yield booted
     booted.restore()
+
+
+@pytest.fixture(scope="session", params=["bookworm", "trixie"])
+def bare_host(request: pytest.FixtureRequest) -> Iterator[InstalledMachine]:
+    """Boot a machine that has the distribution's packages and nothing of ours."""
+    yield from booted_machine(request.param, Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"))

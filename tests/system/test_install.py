@@ -1,13 +1,11 @@
 """systemd/install on a host by itself: again and again, a dry run, taken back; what is the administrator's stays."""
 
-import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab import import_traps
-from tests.lab.installed_machine import UNITS, USER, InstalledMachine, booted_machine
+from tests.lab.installed_machine import UNITS, USER, InstalledMachine
 
 INSTALL = "/root/checkout/systemd/install"
 COMMANDS = {
@@ -16,20 +14,15 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def booted(request: pytest.FixtureRequest) -> Iterator[InstalledMachine]:
-    yield from booted_machine(request.param, Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"))
-
-
 @pytest.fixture
-def machine(booted: InstalledMachine) -> Iterator[InstalledMachine]:
+def machine(bare_host: InstalledMachine) -> Iterator[InstalledMachine]:
     """Give a host to which nothing is installed, and the checkout."""
-    booted.copy_checkout()
-    yield booted
-    booted.end_executors()
-    booted.run(INSTALL, "--uninstall", check=False)
+    bare_host.copy_checkout()
+    yield bare_host
+    bare_host.end_executors()
+    bare_host.run(INSTALL, "--uninstall", check=False)
     left = "/var/log/knime-peruser /var/lib/knime-peruser /run/knime-peruser /srv/* /etc/knime-peruser"
-    booted.run("sh", "-ec", f"rm -rf {left} /home/{USER}")
+    bare_host.run("sh", "-ec", f"rm -rf {left} /home/{USER}")
 
 
 def _changes(before: dict[str, str], after: dict[str, str]) -> set[str]:

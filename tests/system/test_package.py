@@ -4,31 +4,25 @@ Each test begins with a host that has never seen the package.
 """
 
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import import_traps
-from tests.lab.installed_machine import UNITS, USER, InstalledMachine, booted_machine
+from tests.lab.installed_machine import UNITS, USER, InstalledMachine
 
 HELPER, LISTENER = UNITS
 LOWER, THIS = "0.0.1-1", "0.1.0-1"
 COMMANDS = {"knime-root-helper": "helper.toml", "knime-broker-listener": "listener.toml"}
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def booted(request: pytest.FixtureRequest) -> Iterator[InstalledMachine]:
-    yield from booted_machine(request.param, Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"))
-
-
 @pytest.fixture
-def machine(booted: InstalledMachine) -> Iterator[InstalledMachine]:
-    yield booted
-    booted.end_executors()
-    booted.run("dpkg", "--purge", "knime-peruser")
-    booted.run("sh", "-ec", f"rm -rf /var/log/knime-peruser /srv/* /run/knime-peruser /home/{USER}")
+def machine(bare_host: InstalledMachine) -> Iterator[InstalledMachine]:
+    yield bare_host
+    bare_host.end_executors()
+    bare_host.run("dpkg", "--purge", "knime-peruser")
+    bare_host.run("sh", "-ec", f"rm -rf /var/log/knime-peruser /srv/* /run/knime-peruser /home/{USER}")
 
 
 @pytest.fixture
