@@ -134,7 +134,7 @@ def parked(broker: BrokerConfig, session: Session) -> Iterator[Finding]:
         return
     session.declare_queue_as(name, PARKED_ARGUMENTS)
     if state.messages:
-        yield warning(subject, f"{state.messages} messages are parked in {name}", "knime-peruser parked list")
+        yield warning(subject, f"{state.messages} messages are parked in {name}", "look at them, and at x-peruser-reason in their headers, on RabbitMQ's management page")
     else:
         yield ok(subject, f"{name} is there as the listener makes it, and empty")
 
