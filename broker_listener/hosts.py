@@ -1,0 +1,206 @@
+"""The hosts that share a queue, as one of them sees the others: who lives, who has whom, what to tell them.
+
+Sans-I/O; messages and monotonic time go in, messages and changes come out. Liveness is the local time at which
+something was heard, no clock is compared. Each message has its number: who missed one asks for everything again.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final, NamedTuple
+
+from broker_listener.host_messages import PAGE, Beat, Hello, HostMessage, HostState, Users, UserState
+from broker_listener.placement import Placement
+
+SETTLED_AFTER: Final = 1.0
+"""Seconds after joining in which no executor is started, since the others have yet to say who runs whom."""
+REPEAT_PAUSE: Final = 0.5
+"""Seconds between two times that everything is asked for, or told: all hear it, so that one answer serves all."""
+MAX_FORMER: Final = 4
+
+
+class Changes(NamedTuple):
+    """What a message or the passing of time has changed for our own host."""
+
+    users: frozenset[str] = frozenset()
+    """Of these an executor is ready elsewhere now, or none is any more."""
+    wanted: frozenset[str] = frozenset()
+    """Of these an executor is to be started here."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """Another host; ``boot`` names this run of its listener, ``heard_at`` is when it was last heard, by our clock."""
+
+    boot: str
+    seq: int
+    heard_at: float
+    wanted: int | None = None
+    """Its executors_per_user, 0 for all; None until it has said so."""
+    snapshot: set[str] = field(default_factory=set)
+    """The users of the pages that have come so far."""
+    former_boots: list[str] = field(default_factory=list)
+
+
+class Hosts:
+    """What this host knows of the others, and tells them."""
+
+    def __init__(self, host: str, boot: str, executors_per_user: int | None, dead_after: float) -> None:
+        """``executors_per_user`` None: all; ``dead_after`` in seconds."""
+        self.placement = Placement(host, executors_per_user)
+        self.peers: dict[str, Peer] = {}
+        self.namesakes = 0
+        """Messages of another host that calls itself as we do, or of two that share a name."""
+        self._host, self._boot, self._wanted = host, boot, executors_per_user or 0
+        self._dead_after = dead_after
+        self._seq = 0
+        self._joined_at: float | None = None
+        self._own = Beat(HostState.UP, 0, self._wanted)
+        self._users: dict[str, UserState] = {}
+        self._beat_due = False
+        self._changed: dict[str, UserState] = {}
+        self._wants: dict[str, UserState] = {}
+        self._hello_wanted = self._all_wanted = False
+        self._hello_at = self._all_at = -inf
+
+    def joined(self, now: float) -> None:
+        """Take that the others can be heard and spoken to."""
+        self._joined_at = now
+        self._hello_wanted = self._all_wanted = self._beat_due = True
+        self._hello_at = self._all_at = -inf
+        self._changed.clear()
+        self._wants.clear()
+
+    def parted(self) -> Changes:
+        """Take that nobody is heard any more; what was known of them is not known any more."""
+        self._joined_at = None
+        return self._forget(list(self.peers))
+
+    def beat(self, state: HostState, free: int) -> None:
+        """Tell the others that we live."""
+        self._own = Beat(state, free, self._wanted)
+        self.placement.host_is(self._host, state, free)
+        self._beat_due = True
+
+    def wants(self, user: str) -> None:
+        """Tell the others that jobs of the user are here, and fewer executors than wanted."""
+        self._wants[user] = UserState.WANT
+
+    def own_user(self, user: str, state: UserState, now: float) -> None:
+        """Tell the others what has become of a user's executor here."""
+        self.placement.user_is(user, self._host, state, now)
+        if state is UserState.GONE:
+            self._users.pop(user, None)
+        else:
+            self._users[user] = state
+        self._changed[user] = state
+
+    def heard(self, message: HostMessage, now: float) -> Changes:
+        """Take a message of another host."""
+        if message.host == self._host:
+            self.namesakes += message.boot != self._boot
+            return Changes()
+        peer = self._met(message, now)
+        if peer is None or message.seq <= peer.seq:  # doubled, or late
+            return Changes()
+        self._hello_wanted |= message.seq > peer.seq + 1
+        peer.seq, peer.heard_at = message.seq, now
+        match message.content:
+            case Beat(state, free, wanted):
+                self.placement.host_is(message.host, state, free)
+                peer.wanted = wanted
+            case Hello():
+                self._all_wanted = True
+            case Users() as content:
+                return self._told(message.host, peer, content, now)
+        return Changes()
+
+    def time_passed(self, now: float) -> Changes:
+        """Take the time: who has not been heard for ``dead_after`` seconds is dead."""
+        return self._forget([host for host, peer in self.peers.items() if now - peer.heard_at >= self._dead_after])
+
+    def nobody_can_speak(self, now: float) -> None:
+        """Take that the broker takes no messages now: nobody's silence says anything."""
+        for peer in self.peers.values():
+            peer.heard_at = now
+
+    def starts_here(self, user: str, now: float) -> bool:
+        """Tell whether our helper is to be asked for an executor of the user."""
+        settled = not self._wanted or self._joined_at is None or now - self._joined_at >= SETTLED_AFTER
+        return settled and self.placement.here(user, now)
+
+    def take_messages(self, now: float) -> list[HostMessage]:
+        """Give what is to be published now, in this order; what comes too often waits for a later call."""
+        if self._joined_at is None:
+            return []
+        return [HostMessage(self._host, self._boot, self._number(), content) for content in self._contents(now)]
+
+    def _contents(self, now: float) -> Iterator[Beat | Hello | Users]:
+        if self._beat_due:
+            self._beat_due = False
+            yield self._own
+        if self._hello_wanted and now - self._hello_at >= REPEAT_PAUSE:
+            self._hello_wanted, self._hello_at = False, now
+            yield Hello()
+        changed, self._changed = self._changed, {}
+        wants, self._wants = self._wants, {}
+        yield from map(Users, _pages(changed) + _pages(wants))
+        if self._all_wanted and now - self._all_at >= REPEAT_PAUSE:
+            self._all_wanted, self._all_at = False, now
+            pages = _pages(self._users) or [{}]
+            yield from (Users(page, number, len(pages)) for number, page in enumerate(pages))
+
+    def _number(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _met(self, message: HostMessage, now: float) -> Peer | None:
+        """Give who sent it, made anew where that is a host, or a run of its listener, that was not known."""
+        peer = self.peers.get(message.host)
+        if peer is not None and peer.boot == message.boot:
+            return peer
+        if peer is not None and message.boot in peer.former_boots:  # late, or two that share a name
+            self.namesakes += 1
+            return None
+        if peer is None and not self.placement.host_is(message.host, HostState.UP, 0):
+            return None  # too many hosts
+        former = [*peer.former_boots[1 - MAX_FORMER :], peer.boot] if peer is not None else []
+        # What ran there is thought to run on, since executors outlive a listener, until its pages say otherwise.
+        peer = self.peers[message.host] = Peer(message.boot, message.seq - 1, now, former_boots=former)
+        self._hello_wanted = True
+        return peer
+
+    def _told(self, host: str, peer: Peer, content: Users, now: float) -> Changes:
+        """Take what a host says of its users."""
+        users, place = content.users.items(), self.placement
+        changed = frozenset(user for user, state in users if place.user_is(user, host, state, now))
+        if content.page is not None:
+            changed |= self._paged(host, peer, content)
+        return Changes(changed, self._to_start(content.users, now))
+
+    def _to_start(self, users: Mapping[str, UserState], now: float) -> frozenset[str]:
+        """Give of the users whom a host wants an executor for those whose turn it is to be started here."""
+        wanted = [user for user, state in users.items() if state is UserState.WANT]
+        return frozenset(user for user in wanted if user not in self._users and self.starts_here(user, now))
+
+    def _paged(self, host: str, peer: Peer, content: Users) -> frozenset[str]:
+        """Collect the pages, which come one right after the other; after the last, whom none named is not there."""
+        if content.page == 0:
+            peer.snapshot = set()
+        peer.snapshot |= set(content.users)
+        if content.page != content.pages - 1:
+            return frozenset()
+        snapshot, peer.snapshot = peer.snapshot, set()
+        return self.placement.only_these(host, snapshot)
+
+    def _forget(self, hosts: Iterable[str]) -> Changes:
+        changed: frozenset[str] = frozenset()
+        for host in hosts:
+            del self.peers[host]
+            changed |= self.placement.host_is_gone(host)
+        return Changes(changed)
+
+
+def _pages(users: Mapping[str, UserState]) -> list[dict[str, UserState]]:
+    entries = list(users.items())
+    return [dict(entries[first : first + PAGE]) for first in range(0, len(entries), PAGE)]
