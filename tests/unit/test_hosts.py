@@ -4,7 +4,8 @@ The model is the world: which hosts are up, which executors really run. It knows
 """
 
 from collections import Counter
-from collections.abc XXimport pytest
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
