@@ -121,7 +121,8 @@ def _content(entries: Mapping[str, object]) -> Beat | Users | Hello | None:
         case "hello":
             return Hello()
         case "user":
-            return Users(_known({entries.get("user"): entries.get("state")}))
+            user = entries.get("user")
+            return Users(_known({user: entries.get("state")})) if isinstance(user, str) else None
         case "users":
             return _page(entries)
         case _:
@@ -142,12 +143,12 @@ def _page(entries: Mapping[str, object]) -> Users | None:
     return Users(_known(table), page, pages) if _is_number(pages) else None
 
 
-def _known(table: Mapping[object, object]) -> dict[str, UserState]:
+def _known(table: Mapping[str, object]) -> dict[str, UserState]:
     """Give of the users those whose name and state are known here."""
     return {
         user: UserState(state)
         for user, state in table.items()
-        if isinstance(user, str) and isinstance(state, str) and state in frozenset(UserState)
+        if isinstance(state, str) and state in frozenset(UserState)
         if parse_user_name(user, qualified=True) is not None
     }
 
