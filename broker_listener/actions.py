@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from broker_listener.consuming import Delivery
+from broker_listener.host_messages import UserState
 
 
 class HandOver(NamedTuple):
@@ -67,6 +68,13 @@ class Unwatch(NamedTuple):
     user: str
 
 
+class Tell(NamedTuple):
+    """Tell the other hosts what has become of the user's executor here."""
+
+    user: str
+    state: UserState
+
+
 class CancelConsumer(NamedTuple):
     """Take no more deliveries; those that are held stay valid."""
 
@@ -113,4 +121,6 @@ class Report(NamedTuple):
     detail: str
 
 
-Action = HandOver | Park | PutBack | Ack | GiveBack | Ask | Watch | Unwatch | CancelConsumer | ResumeConsumer | Report
+Action = (
+    HandOver | Park | PutBack | Ack | GiveBack | Ask | Watch | Unwatch | Tell | CancelConsumer | ResumeConsumer | Report
+)

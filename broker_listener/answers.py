@@ -6,7 +6,7 @@ most one request a user is under way; ``ask_queue`` says whose is sent next.
 """
 
 from math import inf
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from broker_listener.actions import Action, Ask, Fault, Report
 from broker_listener.ask_queue import AskQueue
@@ -16,7 +16,12 @@ from broker_listener.transitions import Event
 from broker_listener.user import Executor, User
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
 
-Answer = Running | Started | Refused | Failed | None
+
+class NotHere(NamedTuple):
+    """The helper was not asked: another host is to run the user's executor."""
+
+
+Answer = Running | Started | Refused | Failed | NotHere | None
 """None: the helper is away, or did not answer in time."""
 
 REFUSED_FOR: Final = 10.0
@@ -24,6 +29,8 @@ REFUSED_FOR: Final = 10.0
 AWAY_PAUSE: Final = 5.0
 """Seconds until a helper that gave no answer is asked again; when it comes back, that is at once."""
 BAD_START_PAUSE: Final = 1.0
+NOT_HERE_PAUSE: Final = 0.5
+"""Seconds until it is looked again whose turn it is to start a user's executor."""
 STALE_PAUSE: Final = 0.2
 STALE_FOR: Final = 10.0
 """Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
@@ -75,6 +82,9 @@ class Answers:
             case None:
                 user.away, user.until = True, now + AWAY_PAUSE
                 return Event.AWAY
+            case NotHere():
+                user.away, user.reason = False, None
+                return self._pause(user, Event.NOT_NOW, NOT_HERE_PAUSE, now)
             case Running() | Started():
                 return self._has_executor(user, answer, now)
             case Refused():

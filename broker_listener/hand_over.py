@@ -42,11 +42,16 @@ class Machine:
         hand_over: HandOverConfig,
         may_give_back: Callable[[Delivery], bool] | None = None,
         jitter: Callable[[], float] = random.random,
+        elsewhere: Callable[[str], bool] | None = None,
     ) -> None:
-        """``may_give_back`` is mode "requeue": it says of a job whether giving it back is a way to hand it over."""
+        """``may_give_back`` is mode "requeue": it says of a job whether giving it back is a way to hand it over.
+
+        ``elsewhere`` says whether another host has an executor of the user that is ready; None: there are no others.
+        """
         self._actions: list[Action] = []
         self._max_hold = broker.max_hold
         self._limits = Limits(hand_over.retry_initial, hand_over.retry_max, jitter)
+        self._elsewhere = elsewhere or (lambda _: False)
         self._users: dict[str, User] = {}
         self._max_users = MAX_IDLE_USERS
         self._seen = SeenJobs()
@@ -64,6 +69,7 @@ class Machine:
             self._turns,
             self._timers,
             self._limits,
+            others=elsewhere is not None,
         )
 
     @property
@@ -170,6 +176,17 @@ class Machine:
         if (user := self._users.get(name)) is not None and user.watched:
             self._steps.connected(user, now)
 
+    def elsewhere(self, name: str, now: float) -> None:
+        """Take that an executor of the user is ready on another host now, or that none is any more."""
+        if (user := self._users.get(name)) is not None:
+            self._steps.elsewhere(user, now, ready=self._elsewhere(name))
+
+    def wanted(self, name: str, now: float) -> None:
+        """Take that another host wants the user to have an executor here."""
+        user = self._user(name, now)
+        user.active_at = now
+        self._steps.happens(user, Event.WANTED, now)
+
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
         return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at(), self._answers.next_at())
@@ -186,13 +203,14 @@ class Machine:
 
     def _user(self, name: str, now: float) -> User:
         user = self._users.get(name)
-        if user is None:
-            if len(self._users) >= self._max_users:
-                self._forget_idle()
-            user = self._users[name] = User(name, now)
-        elif now - user.active_at > FORGET_AFTER and _forgettable(user):
+        if user is not None and not (now - user.active_at > FORGET_AFTER and _forgettable(user)):
+            return user
+        if user is not None:
             self._forget(user)
-            user = self._users[name] = User(name, now)
+        elif len(self._users) >= self._max_users:
+            self._forget_idle()
+        user = self._users[name] = User(name, now)
+        user.elsewhere = self._elsewhere(name)
         return user
 
     def _forget_idle(self) -> None:

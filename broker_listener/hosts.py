@@ -35,8 +35,11 @@ class Peer:
     boot: str
     seq: int
     heard_at: float
+    met_at: float
     wanted: int | None = None
     """Its executors_per_user, 0 for all; None until it has said so."""
+    told_all: bool = False
+    """Whether this run has said whom it has."""
     snapshot: set[str] = field(default_factory=set)
     """The users of the pages that have come so far."""
     former_boots: list[str] = field(default_factory=list)
@@ -60,7 +63,7 @@ class Hosts:
         self._beat_due = False
         self._changed: dict[str, UserState] = {}
         self._wants: dict[str, UserState] = {}
-        self._hello_wanted = self._all_wanted = False
+        self._hello_wanted = self._all_wanted = self._knows_own = False
         self._hello_at = self._all_at = -inf
 
     def joined(self, now: float) -> None:
@@ -81,6 +84,10 @@ class Hosts:
         self._own = Beat(state, free, self._wanted)
         self.placement.host_is(self._host, state, free)
         self._beat_due = True
+
+    def own_users_known(self) -> None:
+        """Take that ``own_user`` was called for everybody who has an executor here: now all can be told."""
+        self._knows_own = True
 
     def wants(self, user: str) -> None:
         """Tell the others that jobs of the user are here, and fewer executors than wanted."""
@@ -116,8 +123,17 @@ class Hosts:
         return Changes()
 
     def time_passed(self, now: float) -> Changes:
-        """Take the time: who has not been heard for ``dead_after`` seconds is dead."""
-        return self._forget([host for host, peer in self.peers.items() if now - peer.heard_at >= self._dead_after])
+        """Take the time: who has not been heard for ``dead_after`` seconds is dead.
+
+        Who has started anew and says for as long not whom it has, since its helper is away, has nobody.
+        """
+        changes = self._forget([host for host, peer in self.peers.items() if now - peer.heard_at >= self._dead_after])
+        changed = changes.users
+        for host, peer in self.peers.items():
+            if not peer.told_all and now - peer.met_at >= self._dead_after:
+                peer.told_all = True
+                changed |= self.placement.only_these(host, set())
+        return Changes(changed)
 
     def nobody_can_speak(self, now: float) -> None:
         """Take that the broker takes no messages now: nobody's silence says anything."""
@@ -145,7 +161,7 @@ class Hosts:
         changed, self._changed = self._changed, {}
         wants, self._wants = self._wants, {}
         yield from map(Users, _pages(changed) + _pages(wants))
-        if self._all_wanted and now - self._all_at >= REPEAT_PAUSE:
+        if self._all_wanted and self._knows_own and now - self._all_at >= REPEAT_PAUSE:
             self._all_wanted, self._all_at = False, now
             pages = _pages(self._users) or [{}]
             yield from (Users(page, number, len(pages)) for number, page in enumerate(pages))
@@ -166,7 +182,7 @@ class Hosts:
             return None  # too many hosts
         former = [*peer.former_boots[1 - MAX_FORMER :], peer.boot] if peer is not None else []
         # What ran there is thought to run on, since executors outlive a listener, until its pages say otherwise.
-        peer = self.peers[message.host] = Peer(message.boot, message.seq - 1, now, former_boots=former)
+        peer = self.peers[message.host] = Peer(message.boot, message.seq - 1, now, now, former_boots=former)
         self._hello_wanted = True
         return peer
 
@@ -190,7 +206,7 @@ class Hosts:
         peer.snapshot |= set(content.users)
         if content.page != content.pages - 1:
             return frozenset()
-        snapshot, peer.snapshot = peer.snapshot, set()
+        snapshot, peer.snapshot, peer.told_all = peer.snapshot, set(), True
         return self.placement.only_these(host, snapshot)
 
     def _forget(self, hosts: Iterable[str]) -> Changes:

@@ -9,10 +9,11 @@ from heapq import heapify, heappush
 from math import inf
 from typing import Final
 
-from broker_listener.actions import Action, Fault, Report, Unwatch, Watch
+from broker_listener.actions import Action, Fault, Report, Tell, Unwatch, Watch
 from broker_listener.answers import Answers
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.host_messages import UserState
 from broker_listener.job_log import Changed
 from broker_listener.pacing import ACCEPTED_AFTER, Limits
 from broker_listener.settlement import Settlement
@@ -49,6 +50,8 @@ class Steps:
         turns: Turns,
         timers: Timers,
         limits: Limits,
+        *,
+        others: bool,
     ) -> None:
         self._max_hold = broker.max_hold
         self._config = config
@@ -58,6 +61,7 @@ class Steps:
         self._turns = turns
         self._timers = timers
         self._limits = limits
+        self._others = others
         self._steps: Mapping[Do, Step] = {
             Do.NOTHING: self._nothing,
             Do.SERVE: self._serve,
@@ -90,6 +94,8 @@ class Steps:
             self._settlement.happened.append(Changed(user.name, user.state, step.state, oldest))
             user.state, user.changed_at = step.state, now
         self._steps[step.do](user, now)
+        if self._others:
+            self._tell(user)
         self._turns.join(user, now)  # whose time has come before the timer rang: that is set anew below
         if not (stays and user.queued and user.wake_at != inf):  # who is in line is looked at there
             self.arm(user, now)
@@ -98,6 +104,12 @@ class Steps:
         """Take that the user's executor is connected, which ends a row of bad starts."""
         user.was_ready, user.bad_starts = True, 0
         self.happens(user, Event.CONNECTED, now)
+
+    def elsewhere(self, user: User, now: float, *, ready: bool) -> None:
+        """Take whether another host has an executor of the user that is ready: what is held goes at once."""
+        user.elsewhere = ready
+        self._turns.join(user, now)
+        self.arm(user, now)
 
     def look(self, user: User, now: float) -> None:
         """Do what is due for the user."""
@@ -110,7 +122,8 @@ class Steps:
     def arm(self, user: User, now: float) -> None:
         """Set the time of the user's next look."""
         at = user.held_until if user.held else inf
-        self._timers.set(user, min(at, self._next_look(user, now)))
+        turn = self._next_turn(user, now) if user.elsewhere else inf
+        self._timers.set(user, min(at, turn, self._next_look(user, now)))
 
     def serve(self, now: float) -> None:
         """Publish what may be published now."""
@@ -139,7 +152,11 @@ class Steps:
             case State.PROBING if user.pace.out:
                 return user.pace.out[0][0] + ACCEPTED_AFTER
             case State.PROBING | State.READY:
-                return user.pace.next_at if user.held and user.pace.next_at > now else inf
+                return self._next_turn(user, now)
+
+    @staticmethod
+    def _next_turn(user: User, now: float) -> float:
+        return user.pace.next_at if user.held and user.pace.next_at > now else inf
 
     def _overdue_at(self, user: User) -> float:
         return user.held[0].seen.since + self._config.start_timeout if user.held else inf
@@ -218,7 +235,15 @@ class Steps:
 
     def _park(self, user: User, now: float) -> None:
         user.executor, user.was_ready = None, False
-        self._park_from(user, 0, *user.refusal, now)
+        if not user.elsewhere:  # or what may not run here goes where it may
+            self._park_from(user, 0, *user.refusal, now)
+
+    def _tell(self, user: User) -> None:
+        there = UserState.STARTING if user.executor is not None else UserState.GONE
+        state = UserState.READY if user.was_ready else there
+        if state is not user.told:
+            user.told = state
+            self._actions.append(Tell(user.name, state))
 
     def _park_from(self, user: User, first: int, reason: str, detail: str, now: float) -> None:
         user.held.sort()  # a sorted list is a heap, too

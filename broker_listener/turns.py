@@ -87,8 +87,9 @@ class Turns:
         if not user.held:
             return False
         if user.failures:
-            return not user.under_way and now >= user.pace.next_at and user.state in (State.READY, State.PROBING)
-        if user.state is State.READY:
+            served = user.elsewhere or user.state in (State.READY, State.PROBING)
+            return served and not user.under_way and now >= user.pace.next_at
+        if user.state is State.READY or user.elsewhere:
             # At the bound what is held hides others' first jobs: then ``returns_per_second`` alone holds it back.
             return not user.returned or now >= user.pace.next_at or not self._settlement.consuming
         if user.state is State.PROBING:

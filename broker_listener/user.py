@@ -4,6 +4,7 @@ from math import inf
 from typing import NamedTuple
 
 from broker_listener.consuming import Delivery
+from broker_listener.host_messages import UserState
 from broker_listener.pacing import Pace, Seen
 from broker_listener.transitions import State
 
@@ -39,6 +40,7 @@ class User:
         "away",
         "bad_starts",
         "changed_at",
+        "elsewhere",
         "executor",
         "failures",
         "gone_at",
@@ -57,6 +59,7 @@ class User:
         "returned",
         "returns",
         "state",
+        "told",
         "under_way",
         "unknown_asks",
         "unknown_since",
@@ -82,6 +85,10 @@ class User:
         self.pace = Pace()
         self.executor: Executor | None = None
         self.was_ready = False
+        self.elsewhere = False
+        """Whether another host has an executor of the user that is ready."""
+        self.told = UserState.GONE
+        """What other hosts were told of the user's executor here."""
         self.watched = False
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""

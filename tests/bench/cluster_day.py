@@ -10,10 +10,10 @@ import random
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from collections.abc import Callable
 
 from broker_listener.host_messages import HostState, UserState, decode, encode
 from broker_listener.hosts import Changes, Hosts
@@ -96,6 +96,7 @@ class Day:
             machine.executors, machine.last_job = old.executors, old.last_job
         for user in machine.executors:
             hosts.own_user(user, UserState.READY, self.now)
+        hosts.own_users_known()
         hosts.joined(self.now)
         self.beat(machine)
         self.tick(machine)
@@ -125,7 +126,7 @@ class Day:
             self.serve(machine, user)
 
     def serve(self, machine: Machine, user: str) -> None:
-        """What a listener does for a user whose jobs it holds: hand over, or see to it that there is an executor."""
+        """Do what a listener does for a user whose jobs it holds: hand over, or see to it that there is an executor."""
         if not self.is_current(machine) or user not in machine.held:
             return
         hosts = machine.hosts
@@ -207,7 +208,9 @@ class Day:
         for message in machine.hosts.take_messages(self.now):
             body = encode(message)
             self.count(len(body))
-            arrives = max(self.now + self.random.uniform(*LATENCY), machine.sent_at)  # in the order in which it was sent
+            arrives = max(
+                self.now + self.random.uniform(*LATENCY), machine.sent_at
+            )  # in the order in which it was sent
             machine.sent_at = arrives
             self.at(arrives, lambda body=body, sender=machine.name: self.deliver(body, sender))  # type: ignore[misc]
 

@@ -19,13 +19,16 @@ from broker_listener.actions import (
     Park,
     PutBack,
     ResumeConsumer,
+    Tell,
     Unwatch,
     Watch,
 )
+from broker_listener.answers import NotHere
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
+from broker_listener.host_messages import UserState
 from broker_listener.pacing import digest
 from broker_listener.properties import Properties
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
@@ -49,7 +52,10 @@ class Listener(RuleBasedStateMachine):
             HandOverConfig(max_start_attempts=3, unknown_grace=5.0, start_timeout=20.0),
             (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
             jitter=lambda: 0.5,
+            elsewhere=self.is_elsewhere,
         )
+        self.elsewhere: set[str] = set()
+        self.told: dict[str, UserState] = dict.fromkeys(USERS, UserState.GONE)
         self.now = 0.0
         self.generation = 1
         self.tag = 0
@@ -134,6 +140,7 @@ class Listener(RuleBasedStateMachine):
             *(Refused(ID, reason) for reason in (RefusedReason.UNKNOWN_USER, RefusedReason.DENIED_USER)),
             *(Failed(ID, reason, 0.5) for reason in (FailedReason.SPAWN_FAILED, FailedReason.DRAINING)),
             Failed(ID, FailedReason.LOOKUP_TIMEOUT, 2.0),
+            NotHere(),
         ]
         self.asked[user] -= 1
         self.machine.answered(user, data.draw(st.sampled_from(answers)), self.now)
@@ -155,6 +162,17 @@ class Listener(RuleBasedStateMachine):
         self.machine.connected(user, self.now)
         self.act()
 
+    @rule(user=st.sampled_from(USERS))
+    def an_executor_elsewhere_is_ready_or_none_is_any_more(self, user: str) -> None:
+        self.elsewhere ^= {user}
+        self.machine.elsewhere(user, self.now)
+        self.act()
+
+    @rule(user=st.sampled_from(USERS))
+    def another_host_wants_an_executor_here(self, user: str) -> None:
+        self.machine.wanted(user, self.now)
+        self.act()
+
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.25, 1.0, 15.0, 70.0]))
     def time_passes(self, seconds: float) -> None:
         end = self.now + seconds
@@ -170,6 +188,9 @@ class Listener(RuleBasedStateMachine):
         self.now = end
 
     # What must hold
+
+    def is_elsewhere(self, user: str) -> bool:
+        return user in self.elsewhere
 
     def deliver(self, body: bytes) -> None:
         self.tag += 1
@@ -197,6 +218,9 @@ class Listener(RuleBasedStateMachine):
                 case Watch() | Unwatch():
                     assert (action.user in self.watched) == isinstance(action, Unwatch)
                     self.watched ^= {action.user}
+                case Tell():
+                    assert self.told[action.user] is not action.state, "only what has changed is told"
+                    self.told[action.user] = action.state
                 case CancelConsumer() | ResumeConsumer():
                     assert self.consuming == isinstance(action, CancelConsumer)
                     self.consuming = not self.consuming
@@ -227,6 +251,19 @@ class Listener(RuleBasedStateMachine):
 
     def note_order(self, delivery: Delivery) -> None:
         self.handed_first[self.user_of[delivery.body]].append(int(delivery.body))
+
+    @invariant()
+    def others_know_who_has_an_executor_here(self) -> None:
+        for user in self.machine.users.values():
+            has = UserState.STARTING if user.executor is not None else UserState.GONE
+            assert self.told[user.name] is (UserState.READY if user.was_ready else has)
+            assert user.elsewhere == (user.name in self.elsewhere)
+
+    @invariant()
+    def nothing_is_held_of_a_user_who_is_ready_elsewhere(self) -> None:
+        for user in self.machine.users.values():
+            if user.elsewhere and not user.returned and not user.failures and self.machine.settlement.has_room:
+                assert not user.held
 
     @invariant()
     def what_is_held_is_counted_exactly(self) -> None:

@@ -44,6 +44,7 @@ class World:
         self.held[name], self.inbox[name] = set(), []
         for user in self.running[name]:
             self.hosts[name].own_user(user, UserState.READY, self.now)
+        self.hosts[name].own_users_known()
         self.hosts[name].joined(self.now)
         self.say(name)
 
@@ -258,6 +259,7 @@ def test_hosts_that_join_or_leave_move_no_user_who_has_an_executor() -> None:
 def test_two_hosts_of_one_name_are_noticed_and_never_believed_in_turns() -> None:
     world = settled(["a", "b"], 1)
     twin = Hosts("b", "f" * 16, 1, DEAD_AFTER)
+    twin.own_users_known()
     twin.joined(world.now)
     for _ in range(4):
         twin.beat(HostState.UP, 3)
