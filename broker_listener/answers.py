@@ -148,6 +148,8 @@ class Answers:
         user.away, user.reason = False, reason.value
         if reason is not RefusedReason.UNKNOWN_USER:
             self.known(user)
+        elif user.elsewhere:  # another host's directory knows the user
+            return self._pause(user, Event.NOT_NOW, UNKNOWN_PAUSE, now)
         elif not self._is_unknown(user, now):
             pause = min(UNKNOWN_PAUSE * 2**user.unknown_asks, user.unknown_since + self._config.unknown_grace - now)
             user.unknown_asks = min(user.unknown_asks + 1, 10)

@@ -108,6 +108,8 @@ class Steps:
     def elsewhere(self, user: User, now: float, *, ready: bool) -> None:
         """Take whether another host has an executor of the user that is ready: what is held goes at once."""
         user.elsewhere = ready
+        if ready:
+            self._answers.known(user)
         self._turns.join(user, now)
         self.arm(user, now)
 

@@ -44,11 +44,12 @@ class Listener(RuleBasedStateMachine):
     """Drives a machine with small bounds through anything that broker, helper, kernel and publishers may do."""
 
     requeues = False
+    max_hold = 60.0
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = Machine(
-            BrokerConfig(prefetch=PREFETCH, max_unconfirmed=4, max_hold=60.0),
+            BrokerConfig(prefetch=PREFETCH, max_unconfirmed=4, max_hold=self.max_hold),
             HandOverConfig(max_start_attempts=3, unknown_grace=5.0, start_timeout=20.0),
             (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
             jitter=lambda: 0.5,
@@ -330,12 +331,18 @@ class RequeueingListener(Listener):
     requeues = True
 
 
+class PatientListener(Listener):
+    """One that gives nothing back for having held it too long: then the broker alone would keep the order."""
+
+    max_hold = 1700.0
+
+
 class FirstHandOvers(RuleBasedStateMachine):
     """A user whose helper, broker and executor come and go, but whose jobs the broker delivers in their order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.listener = Listener()
+        self.listener = PatientListener()
         self.listener.machine.publishable(on=True)
 
     @rule(user=st.sampled_from(USERS), size=st.integers(1, 3))
