@@ -52,7 +52,7 @@ def start_with_tickets(helper: HelperUnderTest, realm: Realm) -> None:
 
 
 def klist(realm: Realm, user: OsUser, cache: str) -> str:
-    """Ask klist(1) about a ticket cache, as the user; give what it says."""
+    """Give what a ticket cache holds, asked as the user."""
     environment = {"PATH": PATH, "KRB5_CONFIG": str(realm.configuration), "KRB5CCNAME": cache, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         ["/usr/bin/klist"], env=environment, user=user.uid, group=user.gid, extra_groups=[],

@@ -13,7 +13,8 @@ import pytest
 
 from tests.lab.booted_site import BootedSite, booted_site
 from tests.lab.installed_machine import InstalledMachine, booted_machine
-from tests.lab.machine import why_none_boots
+from tests.lab.machine import PACKAGES, why_none_boots
+from tests.lab.network_drive import DRIVE_PACKAGES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +29,8 @@ def _can_boot() -> None:
 @pytest.fixture(scope="session")
 def booted() -> Iterator[BootedSite]:
     """Boot the machine with its whole site."""
-    yield from booted_site("bookworm", Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"))
+    packages = (*PACKAGES, *DRIVE_PACKAGES)
+    yield from booted_site("bookworm", Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"), packages)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.lab.booted_site import CHECKOUT, HELPER, LISTENER, BootedSite, booted_site
+from tests.lab.machine import PACKAGES
+from tests.lab.network_drive import DRIVE_PACKAGES
 from tests.lab.processes import wait_for
 
 SECURITY = CHECKOUT / "SECURITY.md"
@@ -83,5 +85,6 @@ def test_exposure_and_capabilities_are_as_security_md_says_and_within_the_limits
 
 
 if __name__ == "__main__":
-    for made in booted_site("bookworm", Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}")):
+    packages = (*PACKAGES, *DRIVE_PACKAGES)  # the image that the other tests use
+    for made in booted_site("bookworm", Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"), packages):
         SECURITY.write_text(security_with(measured(made)), encoding="utf-8")
