@@ -28,6 +28,7 @@ LISTENER: Final = "knime-broker-listener.service"
 SLICE: Final = "knime-executors.slice"
 USERS: Final = 300
 _PORT: Final = 5672
+_RESTARTED_BY_TESTS: Final = ("sssd", "slapd", "dbus", "rabbitmq-server", "systemd-logind", "autofs")
 _SLICE_CGROUP: Final = f"/sys/fs/cgroup/knime.slice/{SLICE}"
 
 
@@ -56,6 +57,7 @@ class BootedSite:
         self.directory.write()
         self._write_broker()
         self._write_knime()
+        self._lift_start_limits()
         self.machine.offline(
             "sh", "-ec", f"systemd-sysusers; {Directory.LOAD}; systemctl enable -q {HELPER} {LISTENER}; useradd local1"
         )
@@ -256,6 +258,15 @@ class BootedSite:
         executors = self._executors_account.at(_PORT, "/")
         self.machine.write("/etc/knime-peruser/executor-msgq", f"{executors}\n", 0o600)
         self.machine.write("/etc/knime-peruser/broker-password", self._listener_account.password, 0o600)
+
+    def _lift_start_limits(self) -> None:
+        """Let tests restart the services around ours as often as they like.
+
+        systemd starts a unit at most five times in 10 s (DefaultStartLimitBurst=, systemd-system.conf(5)); no host
+        sees that many restarts, but one test after another does. Our own units have no such limit as they are shipped.
+        """
+        for unit in _RESTARTED_BY_TESTS:
+            self.machine.write(f"/etc/systemd/system/{unit}.service.d/lab.conf", "[Unit]\nStartLimitIntervalSec=0\n")
 
     def _write_broker(self) -> None:
         accounts = (self._server_account, self._listener_account, self._executors_account)
