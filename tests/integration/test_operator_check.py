@@ -2,20 +2,26 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import FunctionType
 
 import pika
 import pytest
 
 from tests.lab.accounts import OsUser
 from tests.lab.broker_node import JOBS_EXCHANGE
+from tests.lab.check_faults import LAUNCHER, unprovoked
+from tests.lab.installation import CHECKOUT
 from tests.lab.managed_broker import MONITOR, ManagedBroker
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
+from tests.lab.tls_front import tls_before
 
 PROFILE = Path(__file__).parents[2] / "etc/profiles"
 THIS_MACHINE = (  # what a test machine is, and an installation is not to blame for
@@ -38,6 +44,7 @@ def installed(managed_broker: ManagedBroker) -> Iterator["Checked"]:
 @pytest.fixture
 def sound(installed: "Checked") -> "Checked":
     """Give the installation, made sound again: one for all tests, since a broker's vhost takes seconds to go."""
+    installed.tests += 1
     installed.mend()
     return installed
 
@@ -56,6 +63,13 @@ class Checked:
         (held.knime_home / "dropins/com.knime.enterprise.executor.autoshutdown_1.0.jar").touch()
         self.password_file = held.etc / "monitor-password"
         self.password_file.write_text(MONITOR)
+        self.tests = 0
+        self.notes = held.root / "provoked"
+        """Where each warning and each fault was made, of all runs of the command."""
+        self.program = held.root / "bin/noting"
+        launcher = LAUNCHER.format(library=str(held.root / "lib"), checkout=str(CHECKOUT), notes=str(self.notes))
+        self.program.write_text(f"#!{sys.executable} -I\n{launcher}", "utf-8")
+        self.program.chmod(0o755)
 
     def mend(self) -> None:
         """Write both configurations and credentials anew, and have both daemons and the jobs queue."""
@@ -81,7 +95,7 @@ class Checked:
         return "event=broker_up connection=consume" in self.site.listener.log_text()
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = self.installation.operator("check", *words)
+        command = [str(self.program), *self.installation.operator("check", *words)[1:]]
         return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.defpath}, cwd="/")
 
     def managed(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -228,6 +242,118 @@ def test_a_consumer_of_this_host_that_is_nobodys_is_named_with_its_uid(sound: Ch
     assert f"uid {stranger.uid}" in seen
 
 
+def test_a_certificate_that_is_not_to_be_trusted_and_one_that_ends_soon_are_named(sound: Checked) -> None:
+    held, vhost = sound.installation, sound.site.vhost.replace("/", "%2F")
+    ours = {"days": 90, "names": "IP:127.0.0.1"}
+    with tls_before(sound.node.port, held.etc, **ours) as (port, ca_file):
+        good = {"urls": [f"amqps://{sound.node.listener.name}@127.0.0.1:{port}/{vhost}"], "ca_file": str(ca_file)}
+        held.write_listener_toml(broker=good)
+        assert sound.wrong() == {}
+        held.write_listener_toml(broker={"urls": good["urls"]})
+        assert sound.wrong()["broker.tls"] == ("fault", "127.0.0.1: self-signed certificate")
+        named = [url.replace("127.0.0.1", "localhost") for url in good["urls"]]
+        held.write_listener_toml(broker={**good, "urls": named})
+        assert "Hostname mismatch" in sound.wrong()["broker.tls"][1]
+        plain = [url.replace(f":{port}", f":{sound.node.port}") for url in good["urls"]]
+        held.write_listener_toml(broker={**good, "urls": plain})
+        assert sound.wrong()["broker.tls"][0] == "fault"
+    with tls_before(sound.node.port, held.etc, days=20) as (port, ca_file):
+        soon = {"urls": [f"amqps://{sound.node.listener.name}@127.0.0.1:{port}/{vhost}"], "ca_file": str(ca_file)}
+        held.write_listener_toml(broker=soon)
+        assert sound.wrong() == {"broker.tls": ("warning", "127.0.0.1: its certificate ends in 19 days")}
+
+
+def test_a_url_with_which_executors_get_no_jobs_is_named(sound: Checked) -> None:
+    url = sound.node.executors.at(sound.node.port, sound.site.vhost)
+    msgq = sound.installation.etc / "executor-msgq"
+    for text, seen in (("nonsense\n", "no URL"), (re.sub(":[^:@]*@", ":wrong@", url), "403")):
+        msgq.write_text(text)
+        level, found = sound.wrong()["broker.executors"]
+        assert (level, seen in found) == ("fault", True), found
+    msgq.write_text(f"{url}\n")
+    sound.site.listener.stop()
+    with_channel(sound, ("queue_delete", {"queue": sound.site.server.queue}))
+    with_channel(sound, ("queue_declare", {"queue": sound.site.server.queue, "exclusive": True}))
+    found = sound.wrong()
+    with_channel(sound, ("queue_delete", {"queue": sound.site.server.queue}))
+    assert "405" in found["broker.executors"][1]
+    assert "405" in found["broker.queue"][1]
+
+
+def test_a_parked_message_and_a_parked_queue_that_somebody_else_made_are_named(sound: Checked) -> None:
+    parked = "knime-jobs.parked"
+    sound.site.server.channel.basic_publish("", parked, b"not a job")
+    wait_for(lambda: "broker.parked" in sound.wrong(), 10.0, "the parked message")
+    assert sound.wrong()["broker.parked"] == ("warning", f"1 messages are parked in {parked}")
+    sound.site.listener.stop()
+    with_channel(sound, ("queue_delete", {"queue": parked}), ("queue_declare", {"queue": parked, "durable": True}))
+    found = sound.wrong()["broker.parked"]
+    with_channel(sound, ("queue_delete", {"queue": parked}))
+    assert (found[0], "406" in found[1]) == ("fault", True)
+
+
+def test_flags_that_are_not_knimes_and_a_delivery_limit_that_a_crash_loop_uses_up_are_named(sound: Checked) -> None:
+    sound.site.listener.stop()
+    queue = sound.site.server.queue
+    quorum = {"queue": queue, "durable": True, "arguments": {"x-queue-type": "quorum", "x-delivery-limit": 50}}
+    with_channel(sound, ("queue_delete", {"queue": queue}), ("exchange_delete", {"exchange": JOBS_EXCHANGE}))
+    with_channel(sound, ("queue_declare", quorum), ("exchange_declare", {"exchange": JOBS_EXCHANGE}))
+    found = sound.wrong()
+    with_channel(sound, ("queue_delete", {"queue": queue}), ("exchange_delete", {"exchange": JOBS_EXCHANGE}))
+    assert found["broker.delivery_limit"][0] == "warning"
+    assert found["broker.exchange_flags"][0] == "warning"
+    assert "not durable" in found["broker.exchange_flags"][1]
+
+
+def test_a_management_interface_that_does_not_answer_is_a_fault_and_no_question_was_asked(sound: Checked) -> None:
+    sound.password_file.write_text("wrong")
+    try:
+        assert "401" in sound.wrong()["broker.management"][1]
+    finally:
+        sound.password_file.write_text(MONITOR)
+
+
+def test_a_user_of_whom_nothing_can_be_decided_is_held_and_a_helper_that_cannot_say_is_a_fault(sound: Checked) -> None:
+    sound.installation.write_helper_toml(users={"allow_groups": ["kpr-no-such-group"]})
+    level, seen = user_facts(sound, sound.site.accounts.user("dave").name)[1]["account"]
+    assert (level, "jobs are held" in seen) == ("fault", True), seen
+    sound.installation.write_helper_toml(limits={"nonsense": 1})
+    level, seen = user_facts(sound, "anybody")[1]["account"]
+    assert (level, "does not explain" in seen) == ("fault", True), seen
+    assert "limits.nonsense" in sound.wrong()["daemons.knime-root-helper"][1]
+
+
+def test_sockets_that_are_not_there_not_the_same_or_open_are_named(sound: Checked) -> None:
+    held = sound.installation
+    held.operator_socket.chmod(0o666)
+    assert sound.wrong()["daemons.operator_socket"][0] == "fault"
+    held.write_listener_toml(helper={"socket": "/run/elsewhere"})
+    assert "/run/elsewhere" in sound.wrong()["daemons.socket"][1]
+    sound.site.helper.stop()
+    held.operator_socket.unlink(missing_ok=True)
+    assert "No such file" in sound.wrong()["daemons.operator_socket"][1]
+
+
+def test_a_file_system_without_acls_and_one_that_is_full_are_named(sound: Checked) -> None:
+    """A ramfs has none; a tmpfs of two inodes has no room."""
+    held = sound.installation
+    accepted = [name for name in THIS_MACHINE if not name.endswith(".room")]
+    with ExitStack() as undo:
+        for directory, kind, options in ((held.workspaces, "ramfs", "mode=0755"), (held.temp, "tmpfs", "nr_inodes=2")):
+            command = ["mount", "-t", kind, "-o", options, "none", str(directory)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"this machine mounts nothing: {done.stderr}")
+            undo.callback(subprocess.run, ["umount", str(directory)], check=True)
+            directory.chmod(0o755)
+        (held.temp / "one").touch()
+        run = sound.run("--json", *(word for name in accepted for word in ("--accept", name)))
+    found = {one["subject"]: one["level"] for one in json.loads(run.stdout)["findings"]}
+    assert found["workspaces.acl"] == "fault"
+    assert found["temp.acl"] == "ok"
+    assert found["temp.room"] == "warning"
+
+
 def test_daemons_that_are_down_a_wrong_password_and_a_dead_broker_are_faults_and_still_an_answer(
     sound: Checked,
 ) -> None:
@@ -247,3 +373,15 @@ def test_nagios_is_told_unknown_where_nothing_could_be_asked(sound: Checked) -> 
     assert run.returncode == 3
     assert run.stdout.startswith("KNIME-PERUSER UNKNOWN - ")
     assert sound.run().returncode == 2
+
+
+def test_no_warning_and_no_fault_is_without_one_of_these_tests(installed: Checked) -> None:
+    """What a tree of files can show is held in the same way by tests/unit/test_operator_check.py."""
+    theirs = [
+        value for name, value in globals().items() if name.startswith("test_") and isinstance(value, FunctionType)
+    ]
+    if installed.tests < len(theirs) - 1:
+        pytest.skip("it looks at what the others of this file provoked, and not all of them were run")
+    lines = installed.notes.read_text("utf-8").split("\n")
+    seen = {(module, int(line)) for module, _, line in (text.partition(" ") for text in lines) if line}
+    assert unprovoked(seen, for_real=True) == []

@@ -1,20 +1,28 @@
 """What ``check`` knows, each fault in a tree of files that is sound but for it; programs are answered for."""
 
+import errno
 import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
 from broker_listener.operator.check import LOCAL, asked
+from broker_listener.operator.checks import host as host_checks
+from broker_listener.operator.checks import workspaces as workspace_checks
 from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
 from broker_listener.operator.checks.knime import TEMP_DIR_LINE
 from broker_listener.operator.checks.running import Running
 from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, UserKeys
+from tests.lab.check_faults import GRAVE, noting, unprovoked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an installation is root's, and root's to make")
 
@@ -56,6 +64,8 @@ class Host:
         )
         self.running: Running | str = Running(0, frozenset({400}), frozenset({1000}), draining=False, free=9)
         self.server_config: Path | None = None
+        self.changes: list[AbstractContextManager[object]] = []
+        """What files cannot tell: a file system, the time that an answer took, the version of a library."""
         for path, text in FILES.items():
             self.write(path, text)
         for path in ("srv/knime/workspaces", "srv/knime/temp", "var/log/knime-peruser", "run/systemd/system", "proc"):
@@ -88,7 +98,10 @@ class Host:
             self.configuration, root=self.root, run=self.run, running=self.running, server_config=self.server_config
         )
         left_out = {"sockets"}  # sockets are made by the daemons: tests/integration
-        return list(asked([question for question in LOCAL if question.__name__ not in left_out], inputs))
+        with ExitStack() as changed:
+            for change in self.changes:
+                changed.enter_context(change)
+            return list(asked([question for question in LOCAL if question.__name__ not in left_out], inputs))
 
     def keys(self, **changes: object) -> None:
         self.configuration = replace(self.configuration, helper=replace(self.configuration.helper, **changes))
@@ -202,6 +215,21 @@ def unit(name: str, text: str) -> Callable[[Host], object]:
     return change
 
 
+def changed(target: object, name: str, value: object) -> Callable[[Host], object]:
+    return lambda host: host.changes.append(patch.object(target, name, value))
+
+
+def without_acl(*_: object) -> bytes:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def slow_names(host: Host) -> None:
+    looks = iter((0.0, 3.0))
+    changed(host_checks, "monotonic", lambda: next(looks, time.monotonic()))(host)
+
+
+FULL = SimpleNamespace(f_bavail=9, f_blocks=100, f_favail=50, f_files=100)
+NO_INODES = SimpleNamespace(f_bavail=50, f_blocks=100, f_favail=9, f_files=100)
 EXECUTOR = "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
 OURS = "KNIME_EXECUTOR_MSGQ=amqp://e:s3cret@broker:5672/%2F\0"
 FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
@@ -215,6 +243,9 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "a dropin that users cannot read": (
         chmod("opt/knime/dropins/com.knime.enterprise.executor.autoshutdown_1.0.jar", 0o600),
         "installation.dropins", Level.FAULT, "chmod -R a+rX"),
+    "a dropin that its users can write": (
+        chmod("opt/knime/dropins/com.knime.enterprise.executor.autoshutdown_1.0.jar", 0o664),
+        "installation.dropins", Level.FAULT, "chmod -R go-w /opt/knime/dropins"),
     "a dropin newer than the last clean": (newer_dropin, "installation.clean", Level.WARNING, "knime -clean"),
     "nothing that ends idle executors": (without_plug_in, "installation.autoshutdown", Level.WARNING, "autoshutdown"),
     "no profile": (
@@ -247,6 +278,11 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
         lambda host: (host.root / "srv/knime/temp").rmdir(), "workspaces.temp", Level.FAULT, "install -d"),
     "workspaces that users cannot enter": (
         chmod("srv/knime/workspaces", 0o750), "workspaces.workspaces", Level.FAULT, "chmod 0755"),
+    "a file system without ACLs": (
+        changed(workspace_checks.os, "getxattr", without_acl), "workspaces.acl", Level.FAULT, "mount it with acl"),
+    "no space": (changed(workspace_checks.os, "statvfs", lambda _: FULL), "temp.room", Level.WARNING, "make room"),
+    "no inodes": (
+        changed(workspace_checks.os, "statvfs", lambda _: NO_INODES), "audit.room", Level.WARNING, "make room"),
     "a workspace of somebody else": (
         workspace("daemon", 1234), "workspaces.owners", Level.WARNING, "chown -R daemon"),
     "a workspace of nobody": (workspace("kpr-gone", 1234), "workspaces.owners", Level.WARNING, "keep or remove"),
@@ -256,6 +292,7 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "a file in place of a workspace": (
         write("srv/knime/workspaces/daemon", ""), "workspaces.owners", Level.WARNING, "move"),
     "no name service": (answer("getent passwd", None, "getent: no answer in time"), "host.names", Level.FAULT, "time"),
+    "a name service that takes its time": (slow_names, "host.names", Level.WARNING, "time getent"),
     "no account of the listener": (answer("getent passwd", 2, ""), "host.names", Level.FAULT, "systemd-sysusers"),
     "SSSD down": (
         lambda host: (host.answers.update({INFOPIPE: Ran(1, "")}), unit("sssd.service", "ActiveState=failed\n")(host)),
@@ -287,12 +324,17 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "a daemon that is not enabled": (
         unit("knime-root-helper.service", "LoadState=loaded\nActiveState=active\nUnitFileState=disabled\n"),
         "host.units.knime-root-helper", Level.WARNING, "systemctl enable"),
+    "a library that is too old": (
+        changed(host_checks, "LIBRARIES", {"pika": (99,)}), "host.libraries", Level.FAULT, "distribution's packages"),
     "another system": (write("etc/os-release", "ID=gentoo\n"), "host.system", Level.WARNING, "Debian 12"),
     "KNIME's own executor unit": (
         unit("knime-executor.service", "LoadState=loaded\nActiveState=inactive\nUnitFileState=enabled\n"),
         "host.foreign_units", Level.FAULT, "systemctl disable --now knime-executor.service"),
     "the predecessor's unit": (
         unit("knime-executor-per-user.service", "LoadState=loaded\nActiveState=active\nUnitFileState=disabled\n"),
+        "host.foreign_units", Level.FAULT, "systemctl disable --now knime-executor-per-user.service"),
+    "the predecessor, which crashes and is started again": (
+        unit("knime-executor-per-user.service", "LoadState=loaded\nActiveState=activating\nUnitFileState=disabled\n"),
         "host.foreign_units", Level.FAULT, "systemctl disable --now knime-executor-per-user.service"),
     "the predecessor's process": (
         lambda host: host.process(500, "/opt/x/knime_executor_per_user_starter.py", "x.config"),
@@ -308,6 +350,8 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "an empty credential": (
         lambda host: (host.root / "etc/knime-peruser/executor-msgq").write_text(""),
         "daemons.executor-msgq", Level.FAULT, "write it"),
+    "a file that is not there where one must be": (
+        unlink("etc/knime-peruser/helper.toml"), "daemons.files", Level.WARNING, "ask again"),
     "a configuration that others can write": (
         chmod("etc/knime-peruser/listener.toml", 0o666), "daemons.configuration", Level.FAULT, "chmod go-w"),
     "what the helper refuses": (
@@ -351,6 +395,20 @@ def test_an_executor_of_another_server_and_those_of_the_helper_are_no_fault(
 ) -> None:
     host.process(502, EXECUTOR, environ=environ, cgroup=cgroup, parent=parent)
     assert [finding.level for finding in host.findings() if finding.subject == "host.executors"] == [Level.OK]
+
+
+def test_no_warning_and_no_fault_is_without_one_of_these_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs a broker or daemons is held in the same way by tests/integration/test_operator_check.py."""
+    seen: set[tuple[str, int]] = set()
+    for module in {sys.modules[question.__module__] for question in LOCAL} | {sys.modules[asked.__module__]}:
+        for name in set(GRAVE) & set(dir(module)):
+            monkeypatch.setattr(module, name, noting(getattr(module, name), lambda *place: seen.add(place)))
+    for number, (breaks, *_) in enumerate(FAULTS.values()):
+        host = Host(tmp_path / f"{number}")
+        host.answers |= ONLINE
+        breaks(host)
+        host.findings()
+    assert unprovoked(seen, for_real=False) == []
 
 
 def test_a_start_time_out_above_the_servers_is_a_fault_whatever_both_are(host: Host) -> None:

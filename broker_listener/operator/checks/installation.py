@@ -57,13 +57,17 @@ def program(inputs: Inputs) -> Iterator[Finding]:
 
 
 def dropins(inputs: Inputs) -> Iterator[Finding]:
-    """Ask whether every user can read the plug-ins in ``dropins``."""
+    """Ask whether every user can read the plug-ins in ``dropins``, and nobody but root write them."""
     subject, home = "installation.dropins", inputs.configuration.helper.executor.home
     unreadable = [path for path in _dropins(inputs) if not _readable(path)]
+    foreign = [path for path in _dropins(inputs) if open_to_others(path.stat())]
     if unreadable:
         yield fault(subject, f"{unreadable[0]} cannot be read by every user", f"chmod -R a+rX {home}/dropins")
-    else:
-        yield ok(subject, f"{home}/dropins is readable by every user")
+    if foreign:
+        seen = f"{foreign[0]} can be changed by others than root: they would run as every user"
+        yield fault(subject, seen, f"chown -R root:root {home}/dropins && chmod -R go-w {home}/dropins")
+    if not unreadable and not foreign:
+        yield ok(subject, f"{home}/dropins is readable by every user and writable by root alone")
 
 
 def cleaned(inputs: Inputs) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ EXECUTOR: Final = b"com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
 PREDECESSOR: Final = b"knime_executor_per_user_starter.py"
 MAX_DEPTH: Final = 32
 FOREIGN_UNITS: Final = ("knime-executor.service", "knime-executor-per-user.service")
+_AT_REST: Final = {"inactive", "failed"}
+"""Of ActiveState; what crashes and is started again, and what reloads, is neither."""
 
 
 def executors(inputs: Inputs) -> Iterator[Finding]:
@@ -44,7 +46,7 @@ def units(inputs: Inputs) -> Iterator[Finding]:
     if states is None:
         yield not_asked(subject, "systemd does not answer")
         return
-    wrong = [name for name, state in states.items() if state["ActiveState"] == "active" or _enabled(state)]
+    wrong = [name for name, state in states.items() if state["ActiveState"] not in _AT_REST or _enabled(state)]
     for name in wrong:
         seen = f"{name} is {states[name]['ActiveState']} and {states[name]['UnitFileState'] or 'not enabled'}"
         yield fault(subject, f"{seen}: its executor takes anybody's jobs", f"systemctl disable --now {name}")
