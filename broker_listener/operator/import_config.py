@@ -84,7 +84,7 @@ def command(  # noqa: PLR0913 - click gives each option as an argument
     files = counterpart.files(old, names)
     _must_be_usable(files)
     notes = list(counterpart.notes(old, unknown, names))
-    commands = list(workspaces.commands(old))
+    commands = list(workspaces.commands(old, old_file))
     if not dry_run:
         write(files, output, force=force)
     if as_json:

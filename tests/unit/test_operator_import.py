@@ -207,3 +207,18 @@ def test_what_the_old_directories_need_is_printed_quoted_and_not_done(tmp_path: 
     assert f"# '{parent}/$(reboot)'" in printed
     assert f"install -d -m 0755 -o root -g root '{parent}-temp'" in printed
     assert parent.stat().st_mode & 0o777 == 0o777
+
+
+def test_every_copy_of_the_old_configuration_is_to_be_closed_since_it_holds_a_password(
+    tmp_path: Path, capsys: Any
+) -> None:
+    home = tmp_path / "knime"
+    home.mkdir()
+    installed = home / "knime_executor_per_user_starter.config"
+    Imported(tmp_path, {"knime_home": str(home)})
+    printed = capsys.readouterr().out
+    assert f"chmod 0600 {tmp_path}/old.config" in printed
+    assert str(installed) not in printed
+    installed.write_text("{}")
+    Imported(tmp_path, {"knime_home": str(home)}, "--force")
+    assert f"chmod 0600 {installed} " in capsys.readouterr().out

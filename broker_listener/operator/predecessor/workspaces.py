@@ -24,13 +24,14 @@ def names_of(old: Predecessor) -> list[str]:
         return []
 
 
-def commands(old: Predecessor) -> Iterator[tuple[str, str]]:
-    """Give what root should run, and why, in order."""
+def commands(old: Predecessor, old_file: Path) -> Iterator[tuple[str, str]]:
+    """Give what root should run, and why, in order; ``old_file`` is where the old configuration was read."""
     home, workspaces = (os.path.normpath(path) for path in (old.knime_home, old.knime_workspace_parent_folder))
     yield "systemctl disable --now knime-executor-per-user.service", "the predecessor and its executors end"
     yield "systemctl disable --now knime-executor.service", "an executor without a reservation takes anybody's jobs"
-    starter = shlex.quote(os.path.join(home, "knime_executor_per_user_starter.config"))  # noqa: PTH118 - a text
-    yield f"chmod 0600 {starter}", "it holds a password; remove it when you will not move back"
+    installed = Path(home, "knime_executor_per_user_starter.config")
+    for file in dict.fromkeys(path for path in (installed, old_file.absolute()) if path.exists()):
+        yield f"chmod 0600 {shlex.quote(str(file))}", "it holds a password; remove it when you will not move back"
     yield from _trusted(home)
     quoted = shlex.quote(home)
     yield f"chown -R root:root {quoted} && chmod -R go-w {quoted}", "what lies there is run by every user"
