@@ -25,13 +25,14 @@ from root_helper.loop import Loop
 from root_helper.policy import Undecided, directory_name, os_user_of
 from root_helper.scope import systemd_is_there, unit_name
 from root_helper.server import Server
-from root_helper.spawn import allow_descriptors
+from root_helper.spawn import allow_descriptors, most_descriptors
 from root_helper.supervisor import Supervisor
 
 _log: Final = logging.getLogger("helper")
 _CONFIGURATION: Final = 2
 _LOCK_HELD: Final = 75
-_SPARE_DESCRIPTORS: Final = 512  # beside a pidfd for each executor: workers, sockets, files
+_DESCRIPTORS_A_START: Final = 3  # its pidfd and two pipes; an executor has one, and is counted with the starts
+_OWN_DESCRIPTORS: Final = 128  # sockets, files, what is opened for a moment
 _HOST: Final = 1
 """Not a fault of the file, after which nobody would start us again: accounts, mounts and credentials come late."""
 _DESCRIPTION: Final = """\
@@ -67,7 +68,7 @@ def main() -> None:
         _leave(_CONFIGURATION, error.faults)
     if arguments.explain is not None:
         sys.exit(_explain(arguments.explain, config))
-    if faults := [f"{arguments.config}: {fault}" for fault in (*config_faults(config), *_account_faults(config))]:
+    if faults := [f"{arguments.config}: {fault}" for fault in (*config_faults(config), *_host_faults(config))]:
         _leave(_CONFIGURATION if arguments.check else _HOST, faults)
     if not arguments.check:
         _serve(config)
@@ -75,7 +76,7 @@ def main() -> None:
 
 def _serve(config: HelperConfig) -> None:
     log_to(sys.stderr.fileno())
-    allow_descriptors(config.limits.max_executors + _SPARE_DESCRIPTORS)
+    allow_descriptors(_descriptors(config))
     run_directory = os.path.dirname(config.socket.path)
     lock = os.open(os.path.join(run_directory, "helper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -124,9 +125,16 @@ def _explain(user: str, config: HelperConfig) -> int:
     return 0 if found["decision"] == "would_start" else 1
 
 
-def _account_faults(config: HelperConfig) -> list[str]:
+def _descriptors(config: HelperConfig) -> int:
+    """Give how many the supervisor has open at most, whoever hangs: it never comes to want for one."""
+    return config.limits.max_executors * _DESCRIPTORS_A_START + _OWN_DESCRIPTORS
+
+
+def _host_faults(config: HelperConfig) -> list[str]:
+    needed, most = _descriptors(config), most_descriptors()
+    few = f"limits.max_executors: {needed} descriptors are needed, {most} allowed: set LimitNOFILE={needed} in the unit"
     names = {"socket.listener_user": config.socket.listener_user, "socket.gate_user": config.socket.gate_user}
-    return [
+    return [few] * (needed > most) + [
         f"{key}: {name}: an account of its own, not root's, is expected: systemd-sysusers makes it"
         for key, name in names.items()
         if 0 in (accounts.user_ids(name) or (0,))

@@ -22,6 +22,7 @@ from root_helper.trusted_files import (
 
 MSGQ_FILE: Final = "/etc/knime-peruser/executor-msgq"
 """Where the executors' broker URL stands if neither msgq_file nor systemd's credential says otherwise."""
+_LOG_OF_UBUNTU: Final = "/var/log: mode 0775 "  # its group syslog could exchange the log's directory: SECURITY.md
 _MSGQ: Final = re.compile(r"amqps?://[!-+\--~]+(?:,amqps?://[!-+\--~]+)*", re.ASCII)
 
 
@@ -53,8 +54,8 @@ def config_faults(config: HelperConfig) -> list[str]:
         **{f"users.home_roots[{n}]": root for n, root in enumerate(config.users.home_roots)},
     }
     faults = [f"{key}: {fault}" for key, path in directories.items() for fault in trusted_directory_faults(path)]
-    log_directory = os.path.dirname(config.audit.path)  # this one alone: /var/log is a group's on Ubuntu
-    faults += [f"audit.path: {fault}" for fault in trusted_directory_faults(log_directory) if log_directory in fault]
+    found = trusted_directory_faults(os.path.dirname(config.audit.path))
+    faults += [f"audit.path: {fault}" for fault in found if not fault.startswith(_LOG_OF_UBUNTU)]
     faults += [f"executor.home: {fault}" for fault in trusted_program_faults(os.path.join(executor.home, "knime"))]
     if not os.path.exists(SERVICE_FILE):
         faults.append(f"{SERVICE_FILE}: is missing, PAM would ask the stack `other`: install systemd/knime-peruser.pam")

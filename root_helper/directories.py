@@ -129,6 +129,7 @@ def _make_home(account: Account, home_roots: Sequence[str], *, half_made: bool) 
     ):
         if half_made:
             _remove_half_made(within, name, account, marker)
+        _must_be_missing(within, name, account)
         status = _run_mkhomedir(account, marker)
         found = _home_as_the_user_sees_it(account)
         # Owner and content decide: its status is 6 for a good home made without CAP_FOWNER, too, and PAM 1.7 gives a
@@ -165,6 +166,15 @@ def _remove_half_made(within: int, name: str, account: Account, marker: int) -> 
         raise _home_conflict(account.home, "changed since the start that left it half made; remove it and the marker")
     os.utime(marker)
     _remove(within, name)
+
+
+def _must_be_missing(within: int, name: str, account: Account) -> None:
+    """Ask in the one way that a file server cannot answer from memory: what is there is not ours to remove later."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=within)
+    except FileExistsError:
+        raise NotPrepared(account.home, "was made by somebody else since it was found missing") from None
+    os.rmdir(name, dir_fd=within)
 
 
 def _run_mkhomedir(account: Account, marker: int) -> int:

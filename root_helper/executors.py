@@ -97,6 +97,12 @@ def scope_facts(user: str, os_user: str, uid: int) -> dict[str, object]:
     return {"user": user, "os_user": os_user, "uid": uid, "pid": pid, "start_time": stat.start_time if stat else 0}
 
 
+def has_process(executor: Executor) -> bool:
+    """Tell whether its main process is there, if only as a zombie, which stays as long as somebody traces it."""
+    stat = stat_of(executor.pid)
+    return stat is not None and stat.start_time == executor.start_time and executor.boot_id == boot_id()
+
+
 def signalled(executor: Executor, number: int) -> Iterator[bool]:
     """Send a signal to all that is alive of an executor, a process a step; 0 only looks.
 
@@ -236,9 +242,8 @@ class Registry:
     def _is_it(self, executor: Executor) -> bool:
         """Tell whether it runs; a worker whose supervisor was killed before ``G`` is none, and will be seen off."""
         stat = stat_of(executor.pid)
-        if stat is None or not stat.executed or executor.boot_id != self._boot_id:
-            return False
-        return stat.start_time == executor.start_time and uid_of(executor.pid) == executor.uid
+        executed = stat is not None and stat.executed
+        return executed and has_process(executor) and uid_of(executor.pid) == executor.uid
 
     def _saved(self) -> Iterator[Executor]:
         for name in sorted(os.listdir(self._directory)):

@@ -75,10 +75,15 @@ def end_with(parent: int) -> None:
         os._exit(0)
 
 
+def most_descriptors() -> int:
+    """Give the hard limit, up to which this process may raise its own."""
+    return _OPEN_FILES[1]
+
+
 def allow_descriptors(number: int) -> None:
     """Raise this process's own soft limit; what is started gets the limit back that this process was given."""
     soft, hard = _OPEN_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
 
 
 def fresh_process(keep: Sequence[int]) -> None:

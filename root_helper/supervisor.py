@@ -18,7 +18,7 @@ from protocol.messages import Exited, FailedReason
 from root_helper import scope
 from root_helper.audit import AuditLog
 from root_helper.config import HelperConfig
-from root_helper.executors import TICKS, Executor, Registry, everything, signalled, stat_of
+from root_helper.executors import TICKS, Executor, Registry, everything, has_process, signalled, stat_of
 from root_helper.limits import BackOff, Idleness, Rates
 from root_helper.loop import Loop, Steps
 from root_helper.starts import RETRY_AFTER, Starts, executor_event
@@ -153,7 +153,7 @@ class Supervisor:
                 if left and not number:
                     break
                 yield 0.0
-            if not left:
+            if not left and not has_process(executor):  # who traces it keeps its user waiting, and no one else
                 self.registry.gone(executor)
                 return
             yield _LOOK_AGAIN

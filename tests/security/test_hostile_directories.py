@@ -425,6 +425,27 @@ def test_a_home_that_another_start_finished_in_the_meantime_is_not_removed_as_ha
     assert home.owner() == user.name
 
 
+def test_a_home_that_somebody_else_made_since_it_was_found_missing_is_neither_removed_nor_used_as_it_stands(
+    tree: Path, user: OsUser
+) -> None:
+    """By a login of these milliseconds; or long ago, on a file server whose "no such file" our host had kept."""
+
+    def check() -> None:
+        (tree / "skeleton").mkdir()
+        (tree / "skeleton" / ".profile").write_text("of the host's skeleton")
+        mount("--bind", tree / "skeleton", "/etc/skel")
+        home = tree / "parent" / user.name
+        home.mkdir(0o700)
+        (home / "work").write_text("of years")
+        own(home, user)
+        before = facts_of(home)
+        with pytest.raises(NotPrepared, match="was made by somebody else"):
+            directories._make_home(account_of(user, home), [str(home.parent)], half_made=False)
+        assert facts_of(home) == before
+
+    in_private_mounts(check)
+
+
 def test_a_half_made_home_that_somebody_mounted_over_is_not_emptied(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home = tree / "parent" / user.name

@@ -119,6 +119,15 @@ def test_a_log_directory_that_others_can_write_is_a_fault(host: HelperConfig, pl
     assert fault.startswith(f"audit.path: {place}/log: mode 0777")
 
 
+def test_a_log_directory_is_looked_at_where_a_symbolic_link_leads(host: HelperConfig, place: Path) -> None:
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere").chmod(0o777)
+    (place / "log").rmdir()
+    (place / "log").symlink_to(place / "elsewhere")
+    (fault,) = config_faults(host)
+    assert fault.startswith(f"audit.path: {place}/elsewhere: mode 0777")
+
+
 def test_a_group_has_all_the_limits_that_an_executor_has() -> None:
     assert GroupLimit(group="g", memory_max="1G").memory_max == "1G"
 
