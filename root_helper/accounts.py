@@ -1,11 +1,11 @@
-"""Who is this user? The only file that asks NSS, through pwd and grp; it runs in a worker, never in the supervisor.
+"""Who is this user? The only file that asks NSS; it runs in a worker, never in the supervisor.
 
 It trusts nothing that it is told beyond what it says: policy.py decides what an account may do. A question that could
 not be answered is ``Undecided``, never "no such user": a directory that is down must cost nobody a job.
 """
 
 import ctypes
-import grp
+import errno
 import os
 import pwd
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,19 @@ from root_helper.config import HelperConfig
 from root_helper.policy import Account, Rules, Undecided, refusal
 
 _libc: Final = ctypes.CDLL(None)
+_ROOM: Final = (2**16, 2**20, 2**24)
+"""Bytes for an entry; a group names all its members."""
+_DIRECTORYS_WORD: Final = {RefusedReason.UNKNOWN_USER, RefusedReason.NOT_IN_GROUP, RefusedReason.ACCOUNT_EXPIRED}
+"""What SSSD says, too, of whom or what it had not kept when its servers went away."""
+
+
+class _Group(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("password", ctypes.c_char_p),
+        ("gid", ctypes.c_uint32),
+        ("members", ctypes.c_void_p),
+    )  # struct group, getgrnam(3)
 
 
 def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, RefusedReason | None]:
@@ -27,13 +40,11 @@ def decide(name: UserName, config: HelperConfig) -> tuple[Account | None, Refuse
         Undecided: it could not be decided now.
     """
     account = account_of(name)
-    if account is None:
-        if why := sssd.could_not_know():
-            raise Undecided(f"NSS knows no {name}, but {why}")
-        return None, RefusedReason.UNKNOWN_USER
-    reason = refusal(name, account, rules(config))
-    if reason is None and not pam.may_be_used(account.name):
+    reason = refusal(name, account, rules(config)) if account else RefusedReason.UNKNOWN_USER
+    if account and reason is None and not pam.may_be_used(account.name):
         reason = RefusedReason.ACCOUNT_EXPIRED
+    if reason in _DIRECTORYS_WORD and (why := sssd.could_not_know()):
+        raise Undecided(f"{reason} is what is said of {name}, but {why}")
     return account, reason
 
 
@@ -46,7 +57,8 @@ def account_of(name: UserName) -> Account | None:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        _must_be_absent("getpwnam_r", name)
+        if _is_there("getpwnam_r", name, ctypes.create_string_buffer(256)):
+            raise Undecided(f"NSS look-up of {name}: it is there by now") from None
         return None
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     unsigned = tuple(sorted({gid % 2**32 for gid in (entry.pw_gid, *groups)}))  # gid_t is unsigned, getgrouplist's int
@@ -77,11 +89,8 @@ def group_id(name: str) -> int | None:
     Raises:
         Undecided: NSS failed.
     """
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        _must_be_absent("getgrnam_r", name)
-        return None
+    group = _Group()
+    return group.gid if _is_there("getgrnam_r", name, group) else None
 
 
 def user_ids(name: str) -> tuple[int, int] | None:
@@ -93,17 +102,22 @@ def user_ids(name: str) -> tuple[int, int] | None:
     return entry.pw_uid, entry.pw_gid
 
 
-def _must_be_absent(look_up: str, name: str) -> None:
-    """Ask once more, for the status: pwd and grp raise KeyError for whatever NSS answers, also when it is down.
+def _is_there(look_up: str, name: str, record: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> bool:
+    """Ask libc itself: pwd and grp raise KeyError for whatever NSS answers, also when it is down.
 
     Raises:
-        Undecided: the answer was an error, or there is such an entry by now.
+        Undecided: the answer was an error. Not even ENOENT is "absent": nss-pam-ldapd says so while its daemon is away.
     """
-    record, text, found = ctypes.create_string_buffer(256), ctypes.create_string_buffer(2**16), ctypes.c_void_p()
-    size = ctypes.c_size_t(len(text))
-    status = getattr(_libc, look_up)(name.encode(), record, text, size, ctypes.byref(found))
-    if status or found:  # not even ENOENT is "absent": nss-pam-ldapd says so while its daemon is away
-        raise Undecided(f"NSS look-up of {name}: {os.strerror(status) if status else 'it is there by now'}")
+    found, status = ctypes.c_void_p(), errno.ERANGE
+    for size in _ROOM:
+        text = ctypes.create_string_buffer(size)
+        arguments = (name.encode(), ctypes.byref(record), text, ctypes.c_size_t(size), ctypes.byref(found))
+        status = getattr(_libc, look_up)(*arguments)
+        if status != errno.ERANGE:
+            break
+    if status:
+        raise Undecided(f"NSS look-up of {name}: {os.strerror(status)}")
+    return bool(found)
 
 
 def _own_uids(config: HelperConfig) -> frozenset[int]:

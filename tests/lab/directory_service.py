@@ -2,9 +2,9 @@
 
 Its table has a line for each name: ``name how answered_name uid gid home``. ``how`` is ``answer``; ``hang``, in the
 look-up of the user, with a child that hangs, too, or ``groups-hang``, in that of the groups; ``unavailable`` (as
-nss-pam-ldapd says it when its daemon is away: with ENOENT) or ``again``; ``many``, an answer with 5,000 groups. The
-module is found by LD_LIBRARY_PATH, and asked by who sees our nsswitch.conf: a program that is started in a mount
-namespace of its own.
+nss-pam-ldapd says it when its daemon is away: with ENOENT) or ``again``; ``many``, an answer with 5,000 groups. It has
+one group with a name, ``large``, which takes much room, and notes for which it was asked. The module is found by
+LD_LIBRARY_PATH, and asked by who sees our nsswitch.conf: a program that is started in a mount namespace of its own.
 """
 
 import shutil
@@ -54,6 +54,16 @@ enum nss_status _nss_kprtest_getpwnam_r(const char *name, struct passwd *entry, 
   return NSS_STATUS_SUCCESS;
 }
 
+enum nss_status _nss_kprtest_getgrnam_r(const char *name, struct group *entry, char *text, size_t size, int *error) {
+  FILE *asked = fopen(TABLE ".asked", "ae");
+  if (asked) { fprintf(asked, "%s\n", name); fclose(asked); }
+  if (strcmp(name, "large")) return NSS_STATUS_NOTFOUND;
+  if (size < 1000000) { *error = ERANGE; return NSS_STATUS_TRYAGAIN; }
+  static char *nobody[] = {NULL};
+  *entry = (struct group){strcpy(text, name), text + 6, 70002, nobody};
+  return NSS_STATUS_SUCCESS;
+}
+
 enum nss_status _nss_kprtest_initgroups_dyn(const char *name, gid_t group, long *start, long *size, gid_t **groups,
                                             long limit, int *error) {
   struct line line;
@@ -85,7 +95,7 @@ class DirectoryService:
         module = directory / "libnss_kprtest.so.2"
         define = f'-DTABLE="{self._table}"'
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", define, "-o", str(module), str(source)], check=True)
-        self._switch.write_text("passwd: files kprtest\ngroup: files kprtest\nshadow: files\n", encoding="ascii")
+        self.switches_to("files kprtest")
         self.reset()
         for path in (self._switch, self._pam, self._table):
             path.chmod(0o644)
@@ -93,15 +103,33 @@ class DirectoryService:
     def reset(self) -> None:
         """Hold nobody, and have the host's own PAM stack."""
         self.holds([])
+        self.switches_to("files kprtest")
         shutil.copyfile("/etc/pam.d/knime-peruser", self._pam)
 
     def holds(self, lines: Sequence[str]) -> None:
         """Replace the table."""
         self._table.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
 
+    def switches_to(self, sources: str) -> None:
+        """Have users and groups looked for in these sources: nsswitch.conf(5)."""
+        self._switch.write_text(f"passwd: {sources}\ngroup: {sources}\nshadow: files\n", encoding="ascii")
+
+    def asked_groups(self) -> list[str]:
+        """Give the names of groups that it was asked for since this was asked last."""
+        asked = self._table.with_name("table.asked")
+        names = asked.read_text(encoding="ascii").split() if asked.exists() else []
+        asked.unlink(missing_ok=True)
+        return names
+
     def pam_permits(self) -> None:
         """Let PAM's account stage ask nobody: pam_permit(8)."""
         self._pam.write_text("account required pam_permit.so\n", encoding="ascii")
+
+    def pam_denies(self) -> None:
+        """Let PAM's account stage say "permission denied", as SSSD's does for want of a verdict: pam_access(8)."""
+        rules = self._stage.with_name("access.conf")
+        rules.write_text("-:ALL:ALL\n", encoding="ascii")
+        self._pam.write_text(f"account required pam_access.so accessfile={rules}\n", encoding="ascii")
 
     def account_stage(self, shell: str) -> None:
         """Let PAM's account stage be a line of shell that knows $PAM_USER: pam_exec(8)."""

@@ -152,6 +152,35 @@ def test_a_directory_that_is_down_is_never_no_such_user(helper: HelperThatAsksIt
     assert helper.client().ensure("nobody-knows-this")["reason"] == "unknown_user"
 
 
+@pytest.mark.parametrize("no", ["unknown_user", "not_in_group", "account_expired"])
+def test_a_no_that_sssd_may_have_said_for_want_of_its_server_is_none(
+    helper: HelperThatAsksIt, alice: OsUser, no: str
+) -> None:
+    """Offline it knows no user, group or verdict that it had not kept. Here it is not even there to be asked."""
+    user = "nobody-knows-this" if no == "unknown_user" else alice.name
+    users = {"allow_groups": ["daemon"]} if no == "not_in_group" else {}
+    if no == "account_expired":
+        helper.directory.pam_denies()
+    helper.start(users=users)
+    assert helper.client().ensure(user)["reason"] == no, "where nobody asks SSSD it counts"
+    helper.directory.switches_to("files sss kprtest")
+    assert helper.client().ensure(user)["reason"] == "lookup_timeout"
+
+
+def test_no_group_is_looked_up_twice_for_a_start(helper: HelperThatAsksIt, alice: OsUser) -> None:
+    """A dozen absent groups are denied by default; each question may go over the network."""
+    absent = ["absent-one", "absent-two"]
+    helper.start(users={"deny_groups": absent})
+    helper.directory.asked_groups()
+    assert helper.client().ensure(alice.name)["result"] == "started"
+    assert helper.directory.asked_groups() == absent
+
+
+def test_a_group_with_members_for_a_megabyte_is_found(helper: HelperThatAsksIt, alice: OsUser) -> None:
+    helper.start(users={"allow_groups": ["large"]})
+    assert helper.client().ensure(alice.name)["reason"] == "not_in_group"
+
+
 def test_a_pam_module_that_fails_parks_nobodys_jobs(helper: HelperThatAsksIt, alice: OsUser) -> None:
     helper.directory.account_stage("exit 1")
     helper.start()
