@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from protocol.record import FIRST_PREV, Event, fault_in, sealed
 from root_helper.limits import Bound
@@ -45,6 +45,8 @@ class AuditLog:
         self._bounds, self._summary_due = {"refused_peer": Bound(), "": Bound()}, 0.0
         self._anchored, self._anchor_due = 0, 0.0
         self._file = -1
+        self.last: dict[str, Any] = {}
+        """The record that the log ended with when it was taken up."""
         self.fault: str | None = None
         """Why nothing can be written now."""
         self.is_writable()
@@ -54,6 +56,10 @@ class AuditLog:
         with contextlib.suppress(AuditUnavailable):
             self._guarded(self._catch_up)
         return self.fault is None
+
+    def head(self) -> str:
+        """Give the hash of the last record."""
+        return self._prev
 
     def record(self, event: Event) -> int:
         """Write what always is written; give its seq. It is on disk after ``sync``.
@@ -177,7 +183,7 @@ class AuditLog:
             last = json.loads(tail[tail.rfind(b"\n", 0, end - 1) + 1 : end])
             if fault := fault_in(last, seq=int(last["seq"]), prev=last["prev"]):
                 raise ValueError(f"its last record is damaged, move the file away: {fault}")
-            self._seq, self._prev = last["seq"], last["hash"]
+            self._seq, self._prev, self.last = last["seq"], last["hash"], last
             self._first = int(json.loads(os.pread(file, _LONGEST_RECORD, 0).partition(b"\n")[0])["seq"])
         elif size > _LONGEST_RECORD:
             raise ValueError("no record ends in its last 8 KiB, move the file away")

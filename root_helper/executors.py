@@ -44,6 +44,8 @@ class Executor:
     scope: str | None
     ended: bool = False
     """Its end is in the audit log; what it left behind may still be there."""
+    after: str = ""
+    """The hash of the audit log's last record before its ``started``."""
 
 
 class Stat(NamedTuple):
@@ -168,14 +170,14 @@ class Registry:
         self.leaving: dict[str, Executor] = {}
         self._seen: set[str] = set()
 
-    def described(self, user: str, pid: int, facts: dict[str, Any]) -> Executor | None:
+    def described(self, user: str, pid: int, facts: dict[str, Any], after: str) -> Executor | None:
         """Make the entry of a worker that is ready; None where the process is gone."""
         stat = stat_of(pid)
         if stat is None:
             return None
         return Executor(
             user, facts["os_user"], facts["uid"], pid, stat.start_time, self._boot_id, time.time(),
-            facts["cgroup"], facts["scope"],
+            facts["cgroup"], facts["scope"], after=after,
         )  # fmt: skip
 
     def save(self, executor: Executor) -> None:

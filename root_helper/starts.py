@@ -167,7 +167,7 @@ class Starts:
 
     def _check_ready(self, start: Start, pid: int, facts: dict[str, Any]) -> None:
         """Record the start, so that it may execute; or say why this account may not have one more executor."""
-        executor = self.registry.described(start.task.user, pid, facts)
+        executor = self.registry.described(start.task.user, pid, facts, self.audit.head())
         if executor is None or uid_of(pid) != executor.uid:
             self._fail(start, FailedReason.SPAWN_FAILED, "the worker is not the user that it says it is")
             return

@@ -4,18 +4,24 @@ A run of starts, attacks and kills; the kernel tells of every process that took 
 log is compared with that, and not with anything that the helper says.
 """
 
+import json
 import os
 import random
 import signal
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 import pytest
 
+from protocol.record import FIRST_PREV, Event
+from root_helper.audit import AuditLog
+from root_helper.executors import Executor, boot_id
 from tests.lab.accounts import OsUser
-from tests.lab.helper_under_test import HelperUnderTest, helper_under_test, names_in
+from tests.lab.helper_under_test import HelperUnderTest, helper_under_test, is_gone, names_in
 from tests.lab.kernel_events import Execution, KernelEvents, NotToBeHad
 from tests.lab.listener_client import ListenerClient
 from tests.lab.processes import wait_for
@@ -111,6 +117,46 @@ def worker_killed(helper: HelperUnderTest, client: ListenerClient, user: OsUser,
     client.wait_for(asked)
     for mark in (reached, helper.marks / point):
         mark.unlink(missing_ok=True)
+
+
+def test_an_end_recorded_by_a_helper_that_was_killed_before_it_marked_it_is_not_recorded_again(
+    helper: HelperUnderTest,
+) -> None:
+    helper.reset()
+    user, uid = helper.users()[0].name, helper.users()[0].uid
+    helper.start()
+    pid = helper.client().ensure(user)["pid"]
+    helper.kill()
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: is_gone(pid), 5.0, "the executor's end")
+    log = AuditLog(str(helper.installation.audit_log), rotate_size=2**30, keep_days=1, adm=0, host="this")
+    log.record_end(Event(event="exited", user=user, pid=pid))
+    helper.start_again()
+    wait_for(lambda: names_in(helper.installation.run / "executors") == [f".uid-{uid}"], 10.0, "nothing of it")
+    assert helper.events(user) == ["request", "started", "result", "exited"]
+
+
+@pytest.mark.parametrize("ends", [[], ["exited"]], ids=["not recorded", "recorded"])
+def test_a_start_that_a_killed_helper_had_not_recorded_has_no_end_either(
+    helper: HelperUnderTest, ends: list[str]
+) -> None:
+    """Killed after the state file, which says what the log ended with, and before the record and any execve."""
+    helper.reset()
+    user = helper.users()[0]
+    helper.start()
+    helper.kill()
+    records = helper.audit()
+    gone = subprocess.Popen(["/bin/true"])
+    gone.wait()
+    executor = Executor(
+        user.name, user.name, user.uid, gone.pid, 1, boot_id(), 0.0, None, None,
+        after=(FIRST_PREV if ends else records[-1]["hash"]),
+    )  # fmt: skip
+    state = helper.installation.run / "executors" / user.name
+    state.write_text(json.dumps(asdict(executor)), encoding="ascii")
+    helper.start_again()
+    wait_for(lambda: not state.exists(), 10.0, "nothing of it")
+    assert helper.events(user.name) == ends
 
 
 def nothing_ran_without_a_record(records: list[dict[str, Any]], executions: list[Execution], became: set[int]) -> None:
