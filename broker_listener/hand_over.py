@@ -98,16 +98,16 @@ class Machine:
         if user.unknown_since != inf and user.state is not State.FAILED and not self._answers.may_wait(user):
             self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now, user), now)
             return
-        seen = self._seen.arrived(digest, now)
-        returned = handed or seen.handed
+        sight = self._seen.arrived(digest, now)
+        returned = handed or sight.handed
         if not user.held:
             user.held_until = now + self._max_hold  # of those that arrive after it, none is older
-        heappush(user.held, Held(seen.seq, delivery.tag, returned, now, delivery, seen))
+        heappush(user.held, Held(sight.seq, delivery.tag, returned, now, delivery, sight))
         if returned:
             user.returned += 1
             user.returns += 1
             self.settlement.counters.returned += 1
-            user.pace.came_back(seen, self._limits, now)
+            user.pace.came_back(sight, self._limits, now)
         self._steps.happens(user, Event.RETURNED if returned else Event.JOB, now)
 
     def no_job(self, delivery: Delivery, reason: str, detail: str, now: float) -> None:
@@ -137,8 +137,9 @@ class Machine:
             user.under_way -= 1
             if taken:
                 user.failures = 0
-                user.pace.confirmed(held.seen, now)
+                self._turns.confirmed(user, held, now)
             else:
+                self._seen.not_taken(held.sight)
                 self._steps.not_taken(user, held, now)
                 self._actions.append(Report(Fault.NOT_PUBLISHED, user.name, f"outcome={outcome.value}"))
             if not user.queued and (user.held or user.state is not State.READY):

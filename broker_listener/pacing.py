@@ -5,10 +5,10 @@ nothing, and pauses per job would turn their order round: the pace is the user's
 and steers the pause and the order only, never parking, dropping or a search for duplicates. Time is an argument.
 """
 
+from array import array
 from collections.abc import Callable
 from hashlib import blake2b
-from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 ACCEPTED_AFTER: Final = 0.2
 """Seconds after which a hand-over that is not back counts as accepted (300 executors pass a job round in 60 ms)."""
@@ -17,69 +17,90 @@ GROWS_AFTER: Final = 0.3
 GROWTH: Final = 1.05
 JITTER: Final = 0.25
 MAX_SEEN: Final = 8192
-FORGOTTEN_AT_ONCE: Final = 512
 SEEN_FOR: Final = 600.0
 MAX_OUT: Final = 64
 """Hand-overs of a user that are watched at a time; of a flood that is a sample, which is enough."""
 
 
 def digest(body: bytes, message_id: bytes | None) -> bytes:
-    """Give what a job is recognised by when it comes back."""
+    """Give what a job is recognised by when it comes back: 64 bits."""
     whole = blake2b(body, digest_size=8)  # of 8,192 jobs two alike are one in 10^12; it steers a pause
     if message_id is not None:
         whole.update(message_id)
     return whole.digest()
 
 
-class Seen:
-    """A job that was seen: its place in the order, and whether a hand-over of it is out.
+class Sight(NamedTuple):
+    """A job as it was seen before: its place in the order, and whether it is back from a hand-over.
 
     ``since`` is when it was first seen or came back last; the broker's redelivery does not change it.
     """
 
-    __slots__ = ("digest", "handed", "out", "seq", "since")
-
-    def __init__(self, digest: bytes, seq: int, at: float) -> None:  # the function's name is the field's
-        self.digest = digest
-        self.seq = seq
-        self.since = at
-        self.handed = False
-        self.out = False
+    key: int
+    seq: int
+    since: float
+    handed: bool
 
 
 class SeenJobs:
-    """The jobs seen last: the longest unused are forgotten first."""
+    """The jobs seen last, in a table whose whole memory is there from the beginning.
+
+    A job has one of the rows of its bucket, which its key tells; there the longest unused row is given to the next.
+    """
 
     def __init__(self) -> None:
-        self._jobs: dict[bytes, Seen] = {}  # half the memory of an OrderedDict
-        self._seq = 0
+        self._key = array("Q", bytes(8 * MAX_SEEN))
+        self._seq = array("Q", bytes(8 * MAX_SEEN))
+        self._since = array("d", bytes(8 * MAX_SEEN))
+        self._used = array("Q", bytes(8 * MAX_SEEN))
+        self._mark = bytearray(MAX_SEEN)
+        self._last = self._uses = 0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return sum(used > 0 for used in self._used)
 
-    def arrived(self, digest: bytes, now: float) -> Seen:
-        """Give the job's record; ``handed`` says whether it is back from a hand-over."""
-        seen = self._jobs.get(digest)
-        if seen is not None and now - seen.since < SEEN_FOR:
-            if seen.out:
-                seen.out, seen.since = False, now
-            return seen
-        self._seq += 1
-        seen = Seen(digest, self._seq, now)
-        self._keep(seen)
-        return seen
+    def arrived(self, digest: bytes, now: float) -> Sight:
+        """Give what is known of a job that arrives; ``handed`` says whether it is back from a hand-over."""
+        key = int.from_bytes(digest)
+        row = self._row(key)
+        if row is None or now - self._since[row] >= SEEN_FOR:
+            self._last += 1
+            sight = Sight(key, self._last, now, handed=False)
+            self._keep(sight, _NEW)
+            return sight
+        if self._mark[row] == _OUT:
+            self._mark[row], self._since[row] = _HANDED, now
+        return Sight(key, self._seq[row], self._since[row], self._mark[row] == _HANDED)
 
-    def handed(self, seen: Seen) -> None:
+    def handed(self, sight: Sight) -> None:
         """Note that it is handed over now."""
-        seen.handed = seen.out = True
-        self._keep(seen)
+        self._keep(sight, _OUT)
 
-    def _keep(self, seen: Seen) -> None:
-        self._jobs.pop(seen.digest, None)
-        self._jobs[seen.digest] = seen
-        if len(self._jobs) > MAX_SEEN:  # several at once: a dict finds its first key slowly where many were deleted
-            for oldest in list(islice(self._jobs, FORGOTTEN_AT_ONCE)):
-                del self._jobs[oldest]
+    def not_taken(self, sight: Sight) -> None:
+        """Note that the broker did not take the hand-over."""
+        if (row := self._row(sight.key)) is not None:
+            self._mark[row] = _HANDED
+
+    def is_out(self, sight: Sight) -> bool:
+        """Say whether a job that was handed over is not back yet."""
+        row = self._row(sight.key)
+        return row is None or self._mark[row] == _OUT
+
+    def _row(self, key: int) -> int | None:
+        bucket = key % _BUCKETS * _ROWS
+        try:
+            return self._key.index(key, bucket, bucket + _ROWS)
+        except ValueError:
+            return None
+
+    def _keep(self, sight: Sight, mark: int) -> None:
+        row = self._row(sight.key)
+        if row is None:
+            bucket = sight.key % _BUCKETS * _ROWS
+            row = self._used.index(min(self._used[bucket : bucket + _ROWS]), bucket)
+        self._uses += 1
+        self._key[row], self._used[row] = sight.key, self._uses
+        self._seq[row], self._since[row], self._mark[row] = sight.seq, sight.since, mark
 
 
 class Pace:
@@ -91,7 +112,7 @@ class Pace:
         self._interval = 0.0
         self._accepted_at = 0.0
         self.next_at = 0.0
-        self.out: list[tuple[float, Seen]] = []
+        self.out: list[tuple[float, Sight]] = []
         """Confirmed hand-overs that are neither back nor accepted yet, oldest first."""
 
     def reset(self, initial: float, now: float) -> None:
@@ -99,15 +120,15 @@ class Pace:
         self._interval, self._accepted_at, self.next_at = initial, now, now
         self.out.clear()
 
-    def confirmed(self, seen: Seen, now: float) -> None:
-        """Watch a hand-over, unless it was back before the broker confirmed it."""
-        if seen.out and len(self.out) < MAX_OUT:
-            self.out.append((now, seen))
+    def confirmed(self, sight: Sight, now: float) -> None:
+        """Watch a hand-over that is out."""
+        if len(self.out) < MAX_OUT:
+            self.out.append((now, sight))
 
-    def came_back(self, seen: Seen, limits: "Limits", now: float) -> None:
+    def came_back(self, sight: Sight, limits: "Limits", now: float) -> None:
         """Note a return: it makes the pause grow unless something was accepted lately."""
         self.accepted(limits, now)
-        self.out = [entry for entry in self.out if entry[1] is not seen]
+        self.out = [entry for entry in self.out if entry[1].key != sight.key]
         if now - self._accepted_at >= GROWS_AFTER:
             self._interval = min(self._interval * GROWTH, limits.longest)
         self.next_at = max(self.next_at, now + self._pause(limits))
@@ -164,3 +185,12 @@ class Budget:
     def next_at(self) -> float:
         """When there is one."""
         return self._free_at
+
+
+_ROWS: Final = 16
+_BUCKETS: Final = MAX_SEEN // _ROWS
+_NEW: Final = 0
+_OUT: Final = 1
+"""Handed over, and not back."""
+_HANDED: Final = 2
+"""Handed over before, and here again."""

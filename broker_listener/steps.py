@@ -135,7 +135,6 @@ class Steps:
 
     def not_taken(self, user: User, held: Held, now: float) -> None:
         """Hold a job again that the broker did not take, with a pause that grows while it takes none of the user's."""
-        held.seen.out = False
         heappush(user.held, held)
         user.held_until = min(user.held_until, held.since + self._max_hold)
         user.returned += held.returned
@@ -161,7 +160,7 @@ class Steps:
         return user.pace.next_at if user.held and user.pace.next_at > now else inf
 
     def _overdue_at(self, user: User) -> float:
-        return user.held[0].seen.since + self._config.start_timeout if user.held else inf
+        return user.held[0].sight.since + self._config.start_timeout if user.held else inf
 
     def _look_at_start(self, user: User, now: float) -> None:
         if user.executor is None:
@@ -169,7 +168,7 @@ class Steps:
         if now >= user.until:
             self.connected(user, now)
         elif now >= self._overdue_at(user):
-            waited = now - user.held[0].seen.since
+            waited = now - user.held[0].sight.since
             self._actions.append(Report(Fault.START_OVERDUE, user.name, f"waited={waited:.0f}s"))
             self.happens(user, Event.OVERDUE, now)
 

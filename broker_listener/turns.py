@@ -13,7 +13,7 @@ from broker_listener.consuming import Delivery
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.settlement import Settlement
 from broker_listener.transitions import State
-from broker_listener.user import User
+from broker_listener.user import Held, User
 
 
 class Turns:
@@ -50,6 +50,11 @@ class Turns:
             self._turn(self._flowing.popleft(), waiting, now)
         return waiting
 
+    def confirmed(self, user: User, held: Held, now: float) -> None:
+        """Watch a hand-over that the broker has taken, unless it is back already."""
+        if self._seen.is_out(held.sight):
+            user.pace.confirmed(held.sight, now)
+
     def next_at(self) -> float:
         """Give the time from which the next of those in line can go, infinite where that is no matter of time."""
         return self._budget.next_at if self._paced and self._settlement.has_room else inf
@@ -68,13 +73,13 @@ class Turns:
             return
         held = heappop(user.held)
         user.returned -= held.returned
-        self._seen.handed(held.seen)
+        self._seen.handed(held.sight)
         if held.returned or user.state is State.PROBING:
             user.pace.released(self._limits, now)
         if self._may_give_back is not None and self._may_give_back(held.delivery):
             self._settlement.give_back(held.delivery)
             self._settlement.count_handed_over(user, held, now)
-            user.pace.confirmed(held.seen, now)
+            self.confirmed(user, held, now)
         else:
             user.under_way += 1
             self._settlement.hand_over(user, held)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from broker_listener.consuming import Delivery
 from broker_listener.host_messages import UserState
-from broker_listener.pacing import Pace, Seen
+from broker_listener.pacing import Pace, Sight
 from broker_listener.transitions import State
 
 
@@ -17,7 +17,7 @@ class Held(NamedTuple):
     returned: bool
     since: float
     delivery: Delivery
-    seen: Seen
+    sight: Sight
 
 
 class Executor(NamedTuple):

@@ -24,7 +24,7 @@ def memory(site: Site) -> Rows:
     publish_jobs(site, [site.accounts.user("late").name], 10_000)
     wait_for(lambda: site.server.depth() == 0, 30, "10,000 jobs held")
     time.sleep(1.0)
-    seen = f"{idle:.0f}; {rss(site.listener.pid):.0f} MB"
+    seen = f"{idle:.1f}; {rss(site.listener.pid):.1f} MB"
     return [("memory, resident: listener idle; with 10,000 small jobs held", seen, "<= 34; <= 42 MB")]
 
 

@@ -63,7 +63,7 @@ def users_known(site: Site) -> Rows:
     flat = max(medians) / min(medians)
     return [
         ("1, 100, 1,000, 5,000 users known: hand-over to a bare consumer, median", f"{seen} ms: {flat:.2f}", "<= 1.5"),
-        ("listener, resident, 1,000 users known; 5,000", f"{memory[1000]:.0f}; {memory[5000]:.0f} MB", "<= 36; - MB"),
+        ("listener, resident, 1,000 users known; 5,000", f"{memory[1000]:.1f}; {memory[5000]:.1f} MB", "<= 36; - MB"),
     ]
 
 
