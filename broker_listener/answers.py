@@ -40,6 +40,9 @@ MAX_PAUSE: Final = 60.0
 MAX_UNKNOWN_JOBS: Final = 1000
 """Jobs of users who are unknown so far; more are parked at once."""
 BAD_STARTS: Final = frozenset({FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED})
+OUTAGES: Final = frozenset({FailedReason.LOOKUP_TIMEOUT, FailedReason.SCOPE_UNAVAILABLE})
+OUTAGE_PAUSE: Final = 10.0
+"""Seconds from one request to the next during an outage: of more than six a minute the helper would refuse some."""
 
 
 class Answers:
@@ -172,7 +175,8 @@ class Answers:
         if answer.reason is FailedReason.LOOKUP_TIMEOUT:  # the directory's outage may have made it unknown before
             self.known(user)
         self._actions.append(Report(Fault.NO_EXECUTOR_NOW, user.name, answer.reason.value))
-        return self._pause(user, Event.NOT_NOW, answer.retry_after, now)
+        next_at = user.asked_at + OUTAGE_PAUSE if answer.reason in OUTAGES else now
+        return self._pause(user, Event.NOT_NOW, max(answer.retry_after, next_at - now), now)
 
     def _bad_start(self, user: User, why: str, pause: float, now: float) -> Event:
         user.bad_starts += 1

@@ -1,5 +1,6 @@
 """The per-user machine's rules, one a test; time is a number here and nothing waits."""
 
+from collections import deque
 from collections.abc import Mapping
 from itertools import count, pairwise
 from math import inf
@@ -758,6 +759,31 @@ def test_a_refused_user_s_jobs_are_parked_with_the_refusal_and_it_is_asked_again
     assert listener.bodies() == ["four"]
 
 
+@pytest.mark.parametrize("hangs", [0.0, 10.0])
+@pytest.mark.parametrize("reason", [FailedReason.LOOKUP_TIMEOUT, FailedReason.SCOPE_UNAVAILABLE])
+@pytest.mark.parametrize("lasts", [3.0, 31.0, 62.0, 86.0, 299.0, 3607.0])
+def test_an_outage_of_any_length_is_over_within_15_s_though_the_helper_counts_the_starts_of_a_minute(
+    reason: FailedReason, lasts: float, hangs: float
+) -> None:
+    """The helper counts six a minute, whatever came of them, and what hangs takes 10 s of it to say so."""
+    listener = Listener({"max_hold": 1e6})
+    listener.job("bob", "one")
+    back, counted = listener.now + lasts, deque([-inf] * 6, maxlen=6)
+    while listener.now < back:
+        asked = len(listener.of(Ask))
+        if listener.now - counted[0] < 60.0:
+            listener.helper("bob", Failed(ID, FailedReason.RATE_LIMITED, 60.0 - (listener.now - counted[0])))
+        else:
+            counted.append(listener.now)
+            listener.wait(hangs)
+            listener.helper("bob", Failed(ID, reason, 5.0))
+        while len(listener.of(Ask)) == asked:
+            listener.wait(0.1)
+    assert listener.now - counted[0] > 59.9, "the first one that could be answered is refused for their number"
+    assert listener.now <= back + 15.1
+    assert not listener.parked()
+
+
 def test_only_bad_starts_in_a_row_park_and_failures_of_the_host_never_do() -> None:
     listener = Listener({"max_hold": 1700.0}, max_start_attempts=3)
     listener.job("bob", "one")
@@ -1000,7 +1026,7 @@ def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_32_at_
     for user in slow:
         listener.helper(user, answer)
     listener.actions.clear()
-    listener.wait(6)
+    listener.wait(11)
     assert [ask.user for ask in listener.of(Ask)] == slow[:32]
     for number in range(40):
         listener.job(f"user{number}", f"job of {number}")
