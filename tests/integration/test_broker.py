@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from broker_listener.broker_connections import Broker
 from broker_listener.config import BrokerConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
+from broker_listener.requeue import may_give_back
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 
 DEADLINE = 30.0
@@ -908,3 +910,156 @@ def test_a_broker_that_is_killed_and_started_again_is_found_again(setting: Setti
     setting.server = Server(setting.node.server.at(setting.node.port, setting.vhost))
     assert setting.server.ready(JOBS) == 0
     assert setting.server.ready(TAKEN) == 1
+
+
+def test_both_connections_say_at_the_broker_which_host_they_are_of_and_what_they_are_for(setting: Setting) -> None:
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: broker.state.count("up at") == 2)
+        told = await asyncio.to_thread(setting.node.ctl, "list_connections", "vhost", "client_properties")
+        ours = [line for line in told.splitlines() if line.startswith(f"{setting.vhost}\t")]
+        for role in ("consume", "publish"):
+            name = f'{{"connection_name","knime-peruser {socket.gethostname()} {role}"}}'
+            assert sum(name in line for line in ours) == 1, told
+
+    setting.run(check)
+
+
+def test_a_precondition_that_failed_on_the_consuming_channel_is_explained_and_what_was_held_comes_again(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the broker does after its consumer_timeout, and with a tag that it does not know."""
+    setting.server.publish(b"held")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        channel = broker._consumer._channel
+        assert channel is not None
+        channel.ack(4711, multiple=False)
+        await true(lambda: len(events.deliveries) == 2)
+        assert events.lost == 1
+        assert events.publishable == [True]
+        assert events.deliveries[1].redelivered
+        broker.ack(events.deliveries[1])
+
+    setting.run(check)
+    assert "PRECONDITION_FAILED" in caplog.text
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_a_precondition_that_failed_for_a_publish_ends_that_channel_and_touches_nothing_that_is_held(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user_id of another account, which ``properties.handed_over`` takes off for this."""
+    setting.server.publish(b"held")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        broker.hand_over(1, b"held", raw_of(user_id=b"\x0cknime-server"))
+        await true(lambda: events.outcomes == {1: Outcome.LOST})
+        await true(lambda: events.publishable == [True, False, True])
+        broker.hand_over(2, b"held", EMPTY)
+        await true(lambda: events.outcomes.get(2) is Outcome.CONFIRMED)
+        assert events.lost == 0
+        broker.ack(events.deliveries[0])
+
+    setting.run(check)
+    assert "PRECONDITION_FAILED" in caplog.text
+    assert setting.server.ready(JOBS) == 0
+
+
+def test_a_full_queue_nacks_the_hand_over_and_takes_it_when_there_is_room(setting: Setting) -> None:
+    setting.server.queue_unbind(TAKEN, JOBS_EXCHANGE, "new-work")
+    setting.server.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    setting.server.queue_bind("full", JOBS_EXCHANGE, "new-work")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: broker.can_publish)
+        broker.hand_over(1, b"first", EMPTY)
+        await answered(events, 1)
+        for token in range(2, 52):
+            broker.hand_over(token, b"%d" % token, EMPTY)
+        await answered(events, *range(2, 52))
+        assert Outcome.NACKED in events.outcomes.values()
+        token = 51
+        while events.outcomes[token] is not Outcome.CONFIRMED:
+            setting.server.queue_purge("full")
+            token += 1
+            broker.hand_over(token, b"later", EMPTY)
+            await answered(events, token)
+        assert events.publishable == [True]
+
+    setting.run(check)
+
+
+@pytest.mark.parametrize("kind", ["transient", "quorum"])
+def test_a_queue_that_is_not_durable_and_a_quorum_queue_are_consumed_settled_and_published_to(
+    bare: Setting, kind: str
+) -> None:
+    if kind == "quorum":
+        bare.server.queue_declare(JOBS, durable=True, arguments={"x-queue-type": "quorum"})
+    else:
+        bare.server.queue_declare(JOBS)
+    bare.server.exchange_declare(JOBS_EXCHANGE, "direct", durable=kind == "quorum")
+    bare.server.queue_bind(JOBS, JOBS_EXCHANGE, "new-work")
+    bare.server.publish(b"acked", b"given back", b"handed over")
+    times: Counter[bytes] = Counter()
+
+    async def check(broker: Broker, events: Events) -> None:
+        def settle(delivery: Delivery) -> None:
+            times[delivery.body] += 1
+            if delivery.body == b"given back" and may_give_back(delivery) and times[delivery.body] < 30:
+                broker.give_back(delivery)
+            elif delivery.body == b"handed over" and times[delivery.body] == 1:
+                broker.hand_over(1, delivery.body, p.handed_over(delivery.properties, broker.account))
+                broker.ack(delivery)
+            else:
+                broker.ack(delivery)
+
+        await true(lambda: broker.can_publish)
+        broker.cancel_consumer()
+        events.on_body = settle
+        for delivery in events.deliveries:
+            settle(delivery)
+        broker.resume_consumer()
+        await true(lambda: times[b"handed over"] == 2 and events.outcomes == {1: Outcome.CONFIRMED})
+        await true(lambda: times[b"given back"] == (11 if kind == "quorum" else 30))
+        assert events.lost == 0
+
+    bare.run(check)
+    assert bare.server.ready(JOBS) == 0
+    assert times[b"acked"] == 1
+
+
+def test_bugs_of_whoever_is_told_end_neither_connection(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    setting.server.publish(b"job")
+
+    async def check(broker: Broker, events: Events) -> None:
+        await true(lambda: events.deliveries and broker.can_publish)
+        told = Counter[str]()
+
+        def bug(name: str) -> Callable[..., None]:
+            def raises(*_: object) -> None:
+                told[name] += 1
+                raise RuntimeError("bug")
+
+            return raises
+
+        for name in ("on_published", "on_publishable", "on_deliveries_lost"):
+            setattr(events, name, bug(name))
+        broker.hand_over(1, b"job", EMPTY)
+        broker.park(2, b"junk", EMPTY)
+        await true(lambda: told["on_published"] == 2)
+        broker.ack(events.deliveries[0])
+        await true(lambda: setting.server.ready(TAKEN) == 1)
+        assert broker.state.count("up at") == 2
+        await asyncio.to_thread(setting.node.ctl, "close_all_user_connections", setting.node.listener.name, "test")
+        await true(lambda: told["on_publishable"] == 2 and told["on_deliveries_lost"] == 1)
+        setting.server.publish(b"another")
+        await true(lambda: len(events.deliveries) == 2)
+        broker.ack(events.deliveries[1])
+        broker.hand_over(3, b"job", EMPTY)
+        await true(lambda: told["on_published"] == 3)
+
+    setting.run(check)
+    assert setting.server.ready(JOBS) == 0
+    assert caplog.text.count("RuntimeError: bug") >= 5
