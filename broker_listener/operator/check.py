@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 import click
@@ -20,7 +21,7 @@ from broker_listener.operator.checks.running import Running, ask
 from broker_listener.operator.configuration import Configuration, broker_password, load
 from broker_listener.operator.management import Management, named
 from broker_listener.operator.outcome import Outcome, Stopped
-from broker_listener.operator.output import escaped, manual, print_json, print_line
+from broker_listener.operator.output import escaped, manual, print_json, print_line, width
 from broker_listener.operator.unprivileged import become
 
 LOCAL: Final[tuple[Question, ...]] = (
@@ -35,6 +36,7 @@ LOCAL: Final[tuple[Question, ...]] = (
 STYLES: Final = {Level.OK: "green", Level.NOT_ASKED: "dim", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 NAGIOS: Final = {Level.FAULT: (2, "CRITICAL"), Level.WARNING: (1, "WARNING"), Level.OK: (0, "OK")}
 UNKNOWN: Final = 3
+INDENT: Final = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +193,23 @@ def _worst(found: list[Finding]) -> Level:
 
 def _print(found: list[Finding]) -> None:
     for finding in sorted(found, key=lambda one: list(STYLES).index(one.level)):  # the gravest stand at the prompt
-        style = STYLES[finding.level]
-        print_line(f"{finding.level:<9}  {escaped(finding.subject)}: {escaped(finding.seen, 500)}", style)
+        seen = f"{escaped(finding.subject)}: {escaped(finding.seen, 500)}"
+        print_line(_filled(f"{finding.level:<{INDENT}}", seen), STYLES[finding.level])
         if finding.advice and finding.level is not Level.OK:
-            print_line(f"           -> {escaped(finding.advice, 800)}")
+            print_line(_filled(f"{'':<{INDENT}}-> ", escaped(finding.advice, 800)))
     print_line(", ".join(f"{count} {level}" for level, count in _counts(found).items()))
+
+
+def _filled(begin: str, text: str) -> str:
+    """Break a line at words where the terminal ends, so that levels stand alone at the left; a pipe gets it whole."""
+    return fill(
+        text,
+        width=width(),
+        initial_indent=begin,
+        subsequent_indent=" " * len(begin),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _print_nagios(found: list[Finding], seconds: float) -> int:

@@ -38,8 +38,19 @@ class Entry:
     cpu_seconds: float | None = None
     cpu_share: float | None = None
     handed_over: int | None = None
+    returned: int | None = None
     held: int | None = None
     parked: int | None = None
+
+    @property
+    def jobs(self) -> int | None:
+        """Say how many jobs were handed over and did not come back; each round of one counts in both figures."""
+        return None if self.handed_over is None else max(0, self.handed_over - (self.returned or 0))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Say whether there is nothing about this user that anybody must see."""
+        return self.state in {"ready", "running"} and not self.held
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +161,7 @@ def _told(entry: Entry, user: ListenerUser) -> Entry:
         state=user.state if user.state != "absent" else "running",
         reason=user.reason,
         handed_over=user.handed_over,
+        returned=user.returned,
         held=user.held,
         parked=user.parked,
     )
@@ -162,7 +174,7 @@ def _of_interest(user: ListenerUser, helper: Listing | None) -> Entry | None:
         return None
     state = "absent" if user.state == "ready" and pid is None else user.state
     entry = Entry(user.user, None, None, pid, state, user.reason, user.since)
-    entry = replace(entry, handed_over=user.handed_over, held=user.held, parked=user.parked)
+    entry = replace(entry, handed_over=user.handed_over, returned=user.returned, held=user.held, parked=user.parked)
     if pid is None or (uid := processes.uid_of(pid)) is None:
         return entry
     return replace(entry, uid=uid, os_user=_account(uid), since=processes.started_at(pid) or user.since)

@@ -1,10 +1,12 @@
 """An overview as a page for a terminal: how the daemons are, who has an executor, and who has none and why.
 
 Below 110 columns the account stands beside the user's name, where it is another, and uids are left out. What does
-not fit a watched terminal's height is counted. No colour carries a meaning that words do not.
+not fit a watched terminal's height is counted, and who waits comes before who is served. No colour carries a meaning
+that words do not.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -24,14 +26,18 @@ def page(overview: Overview, columns: int, height: int | None = None) -> Rendera
     health = list(_health(overview))
     running = [entry for entry in overview.entries if entry.pid is not None]
     without = [entry for entry in overview.entries if entry.pid is None]
-    room = without_room = None
-    if height is not None:
-        for line in health:
-            line.no_wrap, line.overflow = True, "ellipsis"
-        rows = max(0, height - len(health) - _FRAME)
-        without_room = min(len(without), max(rows // 4, rows - len(running)))
-        room = rows - without_room
-    return Group(*health, *_executors(running, columns, room), *_without(without, columns, without_room))
+    if height is None:
+        return Group(*health, *_executors(running, overview.at, columns), *_without(without, overview.at, columns))
+    for line in health:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    room = max(0, height - len(health))
+    needed_without = _TITLE + len(without) if without else 0
+    room_without = min(needed_without, max(room // 4, room - _TITLE - len(running)))
+    return Group(
+        *health,
+        *_executors(running, overview.at, columns, room - room_without),
+        *_without(without, overview.at, columns, room_without),
+    )
 
 
 def size(number: int | None) -> str | None:
@@ -95,7 +101,7 @@ def _room(running: int | None, free: int | None) -> str:
 def _jobs(listener: Snapshot) -> Iterator[Text]:
     held, totals = listener.held, listener.totals
     state = "consuming" if listener.consuming else "not consuming"
-    waiting = f"{held.jobs} held ({size(held.bytes)}), {listener.under_way} under way"
+    waiting = f"{held.jobs} held ({size(held.bytes)}B), {listener.under_way} under way"
     yield _line("jobs", state, f"{escaped(listener.queue)}, {waiting}")
     reasons = ", ".join(f"{escaped(reason)} {count}" for reason, count in sorted(listener.parked.items()))
     parked = f"{sum(listener.parked.values())} parked" + (f" ({reasons})" if reasons else "")
@@ -117,46 +123,64 @@ def _line(name: str, state: str, facts: str) -> Text:
     return line
 
 
-def _executors(entries: Sequence[Entry], columns: int, room: int | None) -> list[RenderableType]:
+def _executors(entries: Sequence[Entry], now: float, columns: int, room: int | None = None) -> list[RenderableType]:
     if not entries:
-        return [Text(), Text("no executor runs on this host")]
+        return _within(room, [Text(), Text("no executor runs on this host")])
+    shown, left_out = _chosen(entries, room)
+    if not shown:
+        return _within(room, [_summary(f"{len(entries)} executors", entries)])
     wide = columns >= WIDE
-    shown = entries if room is None or len(entries) <= room else entries[: max(0, room - 1)]
-    rows = [_row(entry, wide=wide) for entry in shown]
+    rows = [_row(entry, now, wide=wide) for entry in shown]
     made = table(_WIDE if wide else _NARROW, rows, columns, gap=2 if wide else 1)
-    return [Text(), made, *_left_out(len(entries) - len(shown))]
+    return [Text(), made, *left_out]
 
 
-def _row(entry: Entry, *, wide: bool) -> list[object]:
+def _row(entry: Entry, now: float, *, wide: bool) -> list[object]:
     share = None if entry.cpu_share is None else f"{entry.cpu_share:.0%}"
-    figures = [size(entry.memory), share, entry.handed_over, entry.held, entry.parked]
+    figures = [size(entry.memory), share, entry.jobs, entry.held, entry.parked]
     if wide:
         since = None if entry.since is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.since))
         return [entry.user, entry.os_user, entry.uid, entry.pid, entry.state, since, *figures]
     another = entry.os_user not in (None, entry.user, entry.user.lower())
     name = f"{entry.user} ({entry.os_user})" if another else entry.user
-    running_for = None if entry.since is None else lapse(time.time() - entry.since)
+    running_for = None if entry.since is None else lapse(now - entry.since)
     return [name, entry.pid, entry.state, running_for, *figures]
 
 
-def _without(entries: Sequence[Entry], columns: int, room: int | None) -> list[RenderableType]:
+def _without(entries: Sequence[Entry], now: float, columns: int, room: int | None = None) -> list[RenderableType]:
     if not entries:
         return []
-    shown = entries if room is None or len(entries) <= room else entries[: max(0, room - 1)]
+    shown, left_out = _chosen(entries, room)
+    if not shown:
+        return _within(room, [_summary(f"{len(entries)} users without executor", entries)])
     rows = [
-        [e.user, e.state, e.reason, None if e.since is None else lapse(time.time() - e.since), e.held, e.parked]
-        for e in shown
+        [e.user, e.state, e.reason, None if e.since is None else lapse(now - e.since), e.held, e.parked] for e in shown
     ]
     made = table(_WITHOUT, rows, columns, gap=2 if columns >= WIDE else 1)
-    return [Text(), made, *_left_out(len(entries) - len(shown))]
+    return [Text(), made, *left_out]
 
 
-def _left_out(count: int) -> list[Text]:
-    return [Text(f"... and {count} more")] if count else []
+def _chosen(entries: Sequence[Entry], room: int | None) -> tuple[Sequence[Entry], list[Text]]:
+    """Give those that are shown, and the line about the others: where not all fit, who waits or starts comes first."""
+    if room is None or len(entries) + _TITLE <= room:
+        return entries, []
+    ordered = sorted(entries, key=lambda entry: (entry.is_quiet, not entry.held, entry.user))
+    count = max(0, room - _TITLE - 1)
+    return ordered[:count], [_summary(f"... and {len(entries) - count} more", ordered[count:])]
 
 
-_FRAME: Final = 4
-"""Lines that are neither of the daemons nor of users: two headings, two empty ones."""
+def _summary(what: str, entries: Sequence[Entry]) -> Text:
+    states = Counter(entry.state or "state not known" for entry in entries)
+    told = ", ".join(f"{count} {escaped(state, 20)}" for state, count in sorted(states.items()))
+    return Text(f"{what}: {told}", no_wrap=True, overflow="ellipsis")
+
+
+def _within(room: int | None, lines: list[Text]) -> list[RenderableType]:
+    return list(lines if room is None else lines[-room:] if room > 0 else [])
+
+
+_TITLE: Final = 2
+"""Lines of a table beside its rows: an empty one, and the heading."""
 _FIGURES: Final = tuple(Column(title, right=True) for title in ("memory", "cpu", "jobs", "held", "parked"))
 _WIDE: Final = (
     Column("user", may_be_cut=True),

@@ -32,7 +32,8 @@ HISTORY: Final = 20
         it, only that user, and what the audit log last recorded of them: requests, refusals, starts and ends.
 
         memory and cpu are those of the user's whole scope, cpu in percent of one core since the look before; they are
-        "-" where the host has no such figures. jobs, held and parked are the listener's counts since its start.
+        "-" where the host has no such figures. jobs, held and parked are the listener's counts since its start; a job
+        that was handed over and came back is not counted in jobs.
         Without an executor: who waits for one, or was refused, and why.
 
         Root is told everything. A member of group knime-operators is told what the listener knows.
@@ -95,6 +96,8 @@ def _watch(look: Look, interval: float) -> Outcome:
     if not screen.is_terminal or not sys.stdout.isatty():
         raise Stopped(Outcome.USAGE, "--watch needs a terminal; knime-peruser status --json is for programs")
     overview = look.once()
+    if screen.is_dumb_terminal:  # it moves no cursor: pages follow one another
+        return _pages(look, interval)
     with Live(page(overview, screen.width, screen.height), console=screen, screen=True, auto_refresh=False) as live:
         try:
             while True:
@@ -103,6 +106,18 @@ def _watch(look: Look, interval: float) -> Outcome:
                 overview = look.once()
         except KeyboardInterrupt:  # that is how one ends it
             return overview.outcome
+
+
+def _pages(look: Look, interval: float) -> Outcome:
+    overview = look.with_shares()
+    try:
+        while True:
+            console().print(page(overview, width()))
+            print_line()
+            time.sleep(interval)
+            overview = look.once()
+    except KeyboardInterrupt:
+        return overview.outcome
 
 
 def _of_one(look: Look, user: str, log: Path, *, as_json: bool) -> Outcome:

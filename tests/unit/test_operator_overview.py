@@ -1,0 +1,107 @@
+"""The page of ``status``: what it shows of no, three and 300 executors, on terminals wide, narrow, low and dumb."""
+
+import io
+import re
+import time
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import pytest
+from rich.console import Console
+
+from broker_listener.operator.helper_socket import Listing
+from broker_listener.operator.listener_socket import Connection, Held, HelperSeen, Snapshot, Totals
+from broker_listener.operator.outcome import Outcome, Stopped
+from broker_listener.operator.overview import Entry, Overview
+from broker_listener.operator.overview_page import page
+
+NOW = time.time()
+SIZES = [(80, 24), (80, 12), (80, 9), (200, 60), (110, 24)]
+LISTENER = Snapshot(
+    "vm", "0.1.0", 40, NOW - 90, True, "knime-jobs", "knime-jobs.parked", "republish", 2,
+    HelperSeen("up", NOW, False, 97), Held(3, 1200), Totals(9, 8, 1), (),
+    connections={name: Connection("up", "broker:5672", NOW - 90, None) for name in ("consume", "publish")},
+    parked={"denied_user": 1},
+)  # fmt: skip
+
+
+def entry(number: int, state: str = "ready", held: int = 0, pid: int | None = 1000) -> Entry:
+    name = f"user{number:03}"
+    return Entry(
+        name, name, 2000 + number, pid and pid + number, state,
+        since=NOW - 60, memory=2**31, cpu_seconds=5.0, cpu_share=0.5, handed_over=7, returned=2, held=held, parked=0,
+    )  # fmt: skip
+
+
+def overview(entries: Sequence[Entry], free: int | None = 97) -> Overview:
+    helper = Listing((), draining=False, free=free or 0)
+    return Overview(NOW, helper, LISTENER, MappingProxyType({}), tuple(entries))
+
+
+def shown(of: Overview, columns: int, height: int | None = None, *, color: bool = False) -> list[str]:
+    text = io.StringIO()
+    made = Console(file=text, width=columns, force_terminal=color, color_system="standard" if color else None)
+    made.print(page(of, columns, height))
+    return text.getvalue().splitlines()
+
+
+WITHOUT = [entry(900, "backing_off", held=3, pid=None), entry(901, "failed", pid=None)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("count", [0, 3, 300])
+@pytest.mark.parametrize("without", [[], WITHOUT], ids=["nobody waits", "two have none"])
+def test_a_watched_page_fits_its_terminal_and_says_how_many_there_are(
+    size: tuple[int, int], count: int, without: list[Entry]
+) -> None:
+    columns, height = size
+    lines = shown(overview([entry(number) for number in range(count)] + without), columns, height)
+    assert len(lines) <= height
+    assert all(len(line) <= columns for line in lines)
+    text = "\n".join(lines)
+    named = sum(f"user{number:03}" in text for number in range(count))
+    assert count == named or f"{count - named} more: {count - named} ready" in text or f"{count} executors: " in text
+    if without and height >= 12:
+        assert "user900" in text or "2 users without executor: 1 backing_off, 1 failed" in text
+
+
+def test_who_waits_is_shown_before_who_is_served_where_not_all_fit() -> None:
+    crowd = [entry(number) for number in range(300)]
+    crowd[200], crowd[250] = entry(200, "probing"), entry(250, "ready", held=2)
+    lines = shown(overview(crowd), 80, 24)
+    at = next(place for place, line in enumerate(lines) if line.startswith("user "))
+    assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["user250", "user200", "user000"]
+
+
+def test_where_nobody_sits_before_it_everybody_is_listed_by_name() -> None:
+    crowd = [entry(number, "ready", held=number % 2) for number in range(300)]
+    lines = shown(overview(crowd), 10_000)
+    assert [line.split()[0] for line in lines if line.startswith("user") and line[4:7].isdigit()] == [
+        one.user for one in crowd
+    ]
+
+
+def test_a_job_that_came_back_is_counted_once() -> None:
+    (line,) = [line for line in shown(overview([entry(1)]), 80) if line.startswith("user001")]
+    assert line.split() == ["user001", "1001", "ready", "1m00s", "2.0G", "50%", "5", "0", "0"]
+
+
+def test_another_account_stands_beside_the_name_where_there_is_no_column_for_it() -> None:
+    bob = Entry("Carol", "svc", 5, 6, "ready", since=NOW)
+    assert any("Carol (svc)" in line for line in shown(overview([bob]), 80))
+    assert any("Carol  svc" in line for line in shown(overview([bob]), 200))
+
+
+def test_colours_add_nothing_that_words_do_not_say() -> None:
+    of = overview([entry(1), *WITHOUT])
+    plain, colored = shown(of, 80), shown(of, 80, color=True)
+    assert any("\x1b[" in line for line in colored)
+    assert [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in colored] == plain
+
+
+def test_daemons_that_are_away_are_said_to_be_and_the_page_is_still_one() -> None:
+    why = {name: Stopped(Outcome.UNREACHABLE, f"{name}.sock: connection refused") for name in ("helper", "listener")}
+    lines = shown(Overview(NOW, None, None, why, ()), 80, 24)
+    assert "not known  listener.sock: connection refused" in lines[0]
+    assert "not known  helper.sock: connection refused" in lines[1]
+    assert lines[-1] == "no executor runs on this host"
