@@ -4,7 +4,9 @@ The model is a broker's: which deliveries are unsettled, which messages are with
 states or pauses.
 """
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -71,6 +73,7 @@ class Listener(RuleBasedStateMachine):
         self.watched: set[str] = set()
         self.handed_over: set[int] = set()
         self.parking: set[int] = set()
+        self.queue: deque[bytes] = deque()
         self.consuming = True
         self.pid = 10
 
@@ -82,23 +85,20 @@ class Listener(RuleBasedStateMachine):
             self.job_number += 1
             body = b"%d" % self.job_number
             self.user_of[body] = user
-            self.deliver(body)
-        self.act()
+            self.queue.append(body)
+        self.deliver()
 
     @precondition(lambda self: self.circulating)
     @rule(data=st.data())
     def a_job_comes_back(self, data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(self.circulating) - 1))
-        self.deliver(self.circulating.pop(place))
-        self.act()
+        self.queue.append(self.circulating.pop(place))
+        self.deliver()
 
     @rule()
     def junk_arrives(self) -> None:
-        self.tag += 1
-        delivery = Delivery(self.generation, self.tag, b"junk", b"", False, "", "")
-        self.unsettled[delivery.tag] = delivery
-        self.machine.no_job(delivery, "not_json", "", self.now)
-        self.act()
+        self.queue.append(b"junk")
+        self.deliver()
 
     @precondition(lambda self: self.without_answer)
     @rule(data=st.data(), outcome=st.sampled_from([Outcome.CONFIRMED] * 3 + list(Outcome)))
@@ -123,10 +123,8 @@ class Listener(RuleBasedStateMachine):
         self.generation += 1
         self.machine.deliveries_lost(self.now)
         self.act()
-        for delivery in lost.values():
-            if delivery.body in self.user_of:
-                self.deliver(delivery.body)
-        self.act()
+        self.queue.extendleft(delivery.body for delivery in reversed(lost.values()))
+        self.deliver()
 
     @precondition(lambda self: any(self.asked.values()))
     @rule(data=st.data())
@@ -144,12 +142,15 @@ class Listener(RuleBasedStateMachine):
             NotHere(),
         ]
         self.asked[user] -= 1
-        self.machine.answered(user, data.draw(st.sampled_from(answers)), self.now)
+        answer = data.draw(st.sampled_from(answers))
+        with self.nobody_else_than(user):
+            self.machine.answered(user, answer, self.now)
         self.act()
 
     @rule(user=st.sampled_from(USERS), back=st.integers(0, 2))
     def an_executor_ends(self, user: str, back: int) -> None:
-        self.machine.exited(user, self.pid - back, self.now)
+        with self.nobody_else_than(user):
+            self.machine.exited(user, self.pid - back, self.now)
         self.act()
 
     @rule(users=st.sets(st.sampled_from(USERS)))
@@ -160,18 +161,21 @@ class Listener(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS))
     def an_executor_connects(self, user: str) -> None:
-        self.machine.connected(user, self.now)
+        with self.nobody_else_than(user):
+            self.machine.connected(user, self.now)
         self.act()
 
     @rule(user=st.sampled_from(USERS))
     def an_executor_elsewhere_is_ready_or_none_is_any_more(self, user: str) -> None:
         self.elsewhere ^= {user}
-        self.machine.elsewhere(user, self.now)
+        with self.nobody_else_than(user):
+            self.machine.elsewhere(user, self.now)
         self.act()
 
     @rule(user=st.sampled_from(USERS))
     def another_host_wants_an_executor_here(self, user: str) -> None:
-        self.machine.wanted(user, self.now)
+        with self.nobody_else_than(user):
+            self.machine.wanted(user, self.now)
         self.act()
 
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.25, 1.0, 15.0, 70.0]))
@@ -193,18 +197,36 @@ class Listener(RuleBasedStateMachine):
     def is_elsewhere(self, user: str) -> bool:
         return user in self.elsewhere
 
-    def deliver(self, body: bytes) -> None:
-        self.tag += 1
-        properties = WORN_OUT if self.tag % 5 == 0 else b""
-        delivery = Delivery(self.generation, self.tag, body, properties, False, "", "")
-        self.unsettled[delivery.tag] = delivery
-        others = self.others_of(self.user_of[body])
-        self.machine.job(self.user_of[body], delivery, digest(body, None), self.now)
-        assert others == self.others_of(self.user_of[body]), "no user's events change another's state"
+    def deliver(self) -> None:
+        """Deliver what the queue has, while there is a consumer and its prefetch is not used up."""
+        while self.queue and self.consuming and len(self.unsettled) < PREFETCH:
+            body = self.queue.popleft()
+            self.tag += 1
+            properties = WORN_OUT if self.tag % 5 == 0 else b""
+            delivery = Delivery(self.generation, self.tag, body, properties, False, "", "")
+            self.unsettled[delivery.tag] = delivery
+            if body == b"junk":
+                with self.nobody_else_than(""):
+                    self.machine.no_job(delivery, "not_json", "", self.now)
+            else:
+                with self.nobody_else_than(user := self.user_of[body]):
+                    self.machine.job(user, delivery, digest(body, None), self.now)
+            self.act()
+        self.act()
 
-    def others_of(self, user: str) -> list[tuple[str, object, int]]:
-        users = self.machine._users.values()
-        return [(other.name, other.state, len(other.held)) for other in users if other.name != user]
+    @contextmanager
+    def nobody_else_than(self, user: str) -> Iterator[None]:
+        """See that it changes no other user's state, jobs or time of the next look."""
+        before = self.others_of(user)
+        yield
+        assert before == self.others_of(user), "no user's events change another's state"
+
+    def others_of(self, user: str) -> list[tuple[object, ...]]:
+        return [
+            (other.name, other.state, len(other.held), other.returned, other.under_way, other.executor, other.wake_at)
+            for other in self.machine._users.values()
+            if other.name != user
+        ]
 
     def act(self) -> None:
         for action in self.machine.take_actions(self.now):
@@ -247,8 +269,8 @@ class Listener(RuleBasedStateMachine):
             assert (delivery.generation, delivery.tag) in self.confirmed, "acked after a confirm"
         else:
             assert delivery.properties != WORN_OUT or self.requeues, "the broker would drop it"
-        if isinstance(action, GiveBack) and delivery.body in self.user_of:
-            self.circulating.append(delivery.body)
+        if isinstance(action, GiveBack):
+            (self.circulating if delivery.body in self.user_of else self.queue).append(delivery.body)
 
     def note_order(self, delivery: Delivery) -> None:
         self.handed_first[self.user_of[delivery.body]].append(int(delivery.body))
@@ -275,6 +297,8 @@ class Listener(RuleBasedStateMachine):
         held = sum(len(user.held) for user in self.machine._users.values())
         under_way = sum(delivery.generation == self.generation for delivery, _ in self.without_answer.values())
         assert held + settlement.aside + under_way == len(self.unsettled), "no delivery is forgotten"
+        assert settlement.deliveries <= PREFETCH
+        assert settlement.consuming == self.consuming
 
     @invariant()
     def each_user_s_counts_are_those_of_its_jobs(self) -> None:
@@ -318,7 +342,8 @@ class Listener(RuleBasedStateMachine):
                 self.pid += 1
                 self.machine.answered(user, Running(ID, user, 1000, self.pid, 1.0, 5), self.now)
                 self.act()
-            if not self.unsettled:
+            self.deliver()
+            if not self.unsettled and not self.queue:
                 return
             self.now = max(self.now, min(self.machine.next_deadline(), self.now + 100))
             self.machine.time_passed(self.now)
