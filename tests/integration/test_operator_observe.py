@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker_listener.operator.management import named
 from tests.lab.managed_broker import MONITOR, ManagedBroker
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
@@ -64,25 +65,50 @@ class Executors:
 
 @pytest.fixture
 def executors(installed: Site, tmp_path: Path) -> Iterator[Any]:
-    made: list[Executors] = []
+    """Start executors with their manners, KNIME Server having made its queue in the ones of ``server``."""
+    with ExitStack() as undo:
 
-    def start(*users: str, **manners: Any) -> None:
-        made.append(Executors(installed, tmp_path, **manners))
-        made[0].start(*users)
+        def start(*users: str, server: Mapping[str, Any] | None = None, **manners: Any) -> None:
+            if server:
+                undo.enter_context(made_as(installed, **server))
+            started = Executors(installed, tmp_path, **manners)
+            undo.callback(started.stop)
+            started.start(*users)
 
-    yield start
-    for one in made:
-        one.stop()
+        yield start
 
 
-def observed(site: Site, *, status: int, management: bool = True, account: bool = True) -> dict[str, Any]:
+@contextmanager
+def made_as(site: Site, **manners: Any) -> Iterator[None]:
+    """Have KNIME Server make its queue and exchange in another manner, for a time."""
+    server = site.server
+    before = {name: getattr(server, name) for name in manners}
+
+    def declare(values: dict[str, Any]) -> None:
+        server.channel.queue_delete(server.queue)
+        server.channel.exchange_delete(server.exchange)
+        for name, value in values.items():
+            setattr(server, name, value)
+        server.declare()
+
+    declare(manners)
+    try:
+        yield
+    finally:
+        declare(before)
+
+
+def observed(
+    site: Site, *, status: int, management: bool = True, account: bool = True, as_json: bool = True, **job: Any
+) -> dict[str, Any]:
+    """Observe while two jobs are published; ``job`` says how, as ``SimulatedServer.publish`` has it."""
     assert isinstance(site.broker, ManagedBroker)
     secrets = {"monitor": MONITOR, "server": site.broker.server.password, "listener": site.broker.listener.password}
     files = {name: site.installation.etc / f"{name}-password" for name in secrets}
     for name, file in files.items():
         file.write_text(secrets[name])
     (site.installation.etc / "broker-password").write_text(secrets["listener"])
-    words = ["observe", "--json", "--for", SECONDS]
+    words = ["observe", *(["--json"] if as_json else []), "--for", SECONDS]
     if management:
         words += ["--management", site.broker.url, "--management-password-file", str(files["monitor"])]
     if account:
@@ -92,13 +118,15 @@ def observed(site: Site, *, status: int, management: bool = True, account: bool 
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PATH": os.defpath}, cwd="/",
     )  # fmt: skip
     if status != 4:
-        listing = ("list_queues", "-p", site.vhost, "name")
-        wait_for(lambda: "knime-peruser.observe." in site.broker.ctl(*listing), 20.0, "the private queue")
+        interface = named(site.broker.url, files["monitor"], site.vhost, "")
+        wait_for(lambda: len(interface.bindings_of(site.server.exchange)) == 2, 20.0, "the private queue's binding")
         for user in ("carol-who-has-none", "alice"):
-            site.server.publish(user)
+            site.server.publish(user, **job)
     printed, said = begun.communicate(timeout=60)
     assert begun.returncode == status, said
     assert not any(secret in printed + said for secret in secrets.values())
+    if not as_json:
+        return {"words": printed}
     return dict(json.loads(printed)) if printed else {"said": said}
 
 
@@ -125,6 +153,35 @@ def test_executors_that_give_a_job_back_make_requeue_fit(installed: Site, execut
     assert report["redelivered"] > 1
     assert report["traffic"]["put_back"] == {}
     assert 'hand_over.mode = "republish"; "requeue" fits' in " ".join(report["verdict"]["remarks"])
+
+
+def test_executors_of_both_manners_on_a_quorum_queue_make_republish_fit(installed: Site, executors: Any) -> None:
+    executors("alice", "bob", server={"queue_type": "quorum"}, users={"bob": {"put_back": "nack"}})
+    report = observed(installed, status=0)
+    assert report["verdict"]["mode"] == "republish"
+    assert report["broker"]["queue"]["type"] == "quorum"
+    assert sum(report["traffic"]["put_back"].values()) > 1
+    assert report["redelivered"] > 1
+
+
+def test_a_knime_as_old_as_nobody_has_it_any_more_is_told_with_what_it_lacks(installed: Site, executors: Any) -> None:
+    """Its queue is not durable, its jobs are transient, without canHandle, and expire; executors keep what came."""
+    executors("alice", "bob", server={"durable": False})
+    report = observed(installed, status=0, can_handle=None, delivery_mode=1, expiration="60000")
+    remarks = " ".join(report["verdict"]["remarks"])
+    assert report["verdict"]["mode"] == "republish"
+    assert report["traffic"]["put_back"].keys() == {"canHandle absent -> absent"}
+    assert report["traffic"]["delivery_modes"] == {"transient": report["traffic"]["messages"]}
+    for remark in ("had no canHandle", "jobs are transient", "the queue is not durable"):
+        assert remark in remarks
+
+
+def test_the_report_can_be_read_by_a_person(installed: Site, executors: Any) -> None:
+    executors("alice", "bob")
+    words = observed(installed, status=0, management=False, as_json=False)["words"]
+    assert "Verdict: hand_over.mode = republish: executors put a job back by publishing it anew" in words
+    assert "a message came back after" in words
+    assert "carol" not in words
 
 
 def test_without_management_and_without_a_return_nothing_is_claimed(installed: Site) -> None:
