@@ -36,6 +36,7 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = MappingProxyType(
         "stop": Subcommand("stop", "command", "End a user's executor."),
         "drain": Subcommand("drain", "drain", "Start no executor any more, for maintenance."),
         "undrain": Subcommand("drain", "undrain", "Start executors again."),
+        "parked": Subcommand("parked", "command", "Look at what is no job or may not run; retry or drop it."),
         "audit": Subcommand("audit", "command", "Read the audit log, and verify it."),
         "observe": Subcommand("observe", "command", "Learn what this KNIME installation's messages look like."),
         "import-config": Subcommand("import_config", "command", "Take over the predecessor's configuration."),

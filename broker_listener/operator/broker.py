@@ -9,7 +9,7 @@ leaves this file. It is imported after root was given up (unprivileged.py), neve
 import logging
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -141,11 +141,7 @@ class Session:
     def get(self, queue: str) -> Message | None:
         """Take a message without settling it, None where the queue is empty; raises Refused."""
         with self._asking() as channel:
-            method, properties, body = channel.basic_get(queue)
-        if method is None:
-            return None
-        place = _text(method.exchange), _text(method.routing_key)
-        return Message(method.delivery_tag, body, properties.raw, method.redelivered, *place, method.message_count)
+            return taken_from(channel, queue)
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: bytes) -> None:
         """Publish, and come back when the broker has it.
@@ -201,6 +197,43 @@ class Session:
                     break
             channel.cancel()
 
+    def lock(self, name: str) -> bool:
+        """Have a queue that no other connection may have at the same time; say whether it could be had.
+
+        The broker takes it back when this connection ends, however it ends. Raises Refused.
+        """
+        with self._asking() as channel:
+            try:
+                channel.queue_declare(name, exclusive=True)
+            except ChannelClosedByBroker as error:
+                if error.reply_code != _RESOURCE_LOCKED:
+                    raise
+                return False
+            return True
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue, whatever is in it; raises Refused."""
+        with self._asking() as channel:
+            channel.queue_delete(name)
+
+    def open_transactions(self, returned: Callable[[], None]) -> Any:
+        """Open another channel, in transaction mode; ``returned`` is called of each message that no queue took."""
+        with self.translated():
+            channel = self._raw.channel()
+            channel.add_on_return_callback(lambda *_: returned())
+            channel.tx_select()
+            return channel
+
+    def commit(self, channel: Any) -> None:
+        """Commit what was published and acked on a channel of ``open_transactions``; tell what was returned.
+
+        RabbitMQ answers when it has taken responsibility for all of it (rabbitmq.com/docs/semantics). Raises Refused,
+        406 where a queue refuses a message: what was acked together with it is gone all the same.
+        """
+        with self.translated():
+            channel.tx_commit()
+            self._raw.process_data_events(0)
+
     def close(self) -> None:
         """End the connection; what was not settled goes back to its queue."""
         with suppress(AMQPError):
@@ -209,16 +242,36 @@ class Session:
 
     @contextmanager
     def _asking(self) -> Iterator[Any]:
-        """Give an open channel; what pika raises on it becomes Refused, or Stopped where the connection is gone."""
-        try:
+        """Give an open channel; what pika raises on it is translated."""
+        with self.translated():
             if self._channel is None or not self._channel.is_open:
                 self._channel = self._raw.channel()
                 self._channel.confirm_delivery()
             yield self._channel
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what pika raises into Refused, or into Stopped where the connection is gone."""
+        try:
+            yield
         except ChannelClosedByBroker as error:
             raise Refused(error.reply_code, cut(error.reply_text)) from None
         except AMQPError as error:
             raise Stopped(Outcome.UNREACHABLE, f"lost the broker at {self.server}: {reason(error)}") from None
+
+
+def taken_from(channel: Any, queue: str) -> Message | None:
+    """Take a message on this channel without settling it, None where the queue is empty."""
+    method, properties, body = channel.basic_get(queue)
+    if method is None:
+        return None
+    place = _text(method.exchange), _text(method.routing_key)
+    return Message(method.delivery_tag, body, properties.raw, method.redelivered, *place, method.message_count)
+
+
+def raw_properties(properties: bytes) -> Any:
+    """Give property bytes as pika takes them where it publishes."""
+    return _RawProperties(properties)
 
 
 @contextmanager
@@ -318,6 +371,7 @@ def _ignore(*_: object) -> None:
 
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
+_RESOURCE_LOCKED: Final = 405
 _PRECONDITION_FAILED: Final = 406
 _BAD_EXPIRATION: Final = b"\x01\x00\x01x"
 """Basic properties with nothing but an expiration, which is no number."""

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OWN = {"protocol", "root_helper", "broker_listener"}
 MAX_ROOT_LINES, MAX_FILE_LINES = 1500, 250
-ROOT_LINES_TODAY = 2910
+ROOT_LINES_TODAY = 2908
 """More than that is too much in any case; it only ever gets smaller."""
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -137,7 +137,7 @@ def test_the_daemon_imports_nothing_of_the_operators_command() -> None:
 def test_of_the_operators_command_what_needs_no_broker_loads_no_pika() -> None:
     """``audit`` and ``status`` work, and are quick, where the broker's library is broken."""
     program = "import sys; import {}; sys.exit('pika' in sys.modules or 'zmq' in sys.modules)"
-    for name in ("__main__", "audit", "check", "observe", "import_config"):
+    for name in ("__main__", "audit", "check", "observe", "import_config", "parked"):
         command = [sys.executable, "-c", program.format(f"broker_listener.operator.{name}")]
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0, name
 

@@ -134,7 +134,7 @@ def parked(broker: BrokerConfig, session: Session) -> Iterator[Finding]:
         return
     session.declare_queue_as(name, PARKED_ARGUMENTS)
     if state.messages:
-        advice = "see x-peruser-reason in their headers, on RabbitMQ's management page; README: Parked messages"
+        advice = "knime-peruser parked list says why; README: Parked messages"
         yield warning(subject, f"{state.messages} messages are parked in {name}", advice)
     else:
         yield ok(subject, f"{name} is there as the listener makes it, and empty")

@@ -1,0 +1,163 @@
+"""A walk through the parked queue, and what is done to a message on it: it is retried, dropped, or given back.
+
+No message is lost or doubled by it, whenever this process is killed. A message is acked only when the broker has its
+job. The job is published in one transaction with a mark of the message, in a queue of ours, and message and mark are
+acked in one transaction. So who was killed between the two leaves the message and its mark: the job was published, or
+was refused at that very moment, which nobody can tell any more. Such a message is in doubt. It stays and is shown as
+that, and it is retried by who asks for it alone. transactions.py says what the broker promises, and what it does not.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from broker_listener.operator.broker import Message, Refused, Session
+from broker_listener.operator.outcome import Outcome, Stopped
+from broker_listener.operator.parking.message import (
+    Facts,
+    NotAccepted,
+    NotRestorable,
+    deliveries,
+    facts_of,
+    fingerprint,
+    original,
+)
+from broker_listener.operator.parking.transactions import Commit, Transactions
+from broker_listener.properties import Properties
+from broker_listener.requeue import MAX_REDELIVERIES
+
+GIVING_BACK: Final = 2.0
+"""Seconds in which a queue has what was given back; a quorum queue's count comes after it."""
+MAX_MARKS: Final = 10_000
+"""That many retries were never interrupted: something is wrong."""
+
+
+class Names(NamedTuple):
+    """The queues, and where jobs are published: exchange and routing key, as the listener hands them over."""
+
+    parked: str
+    marks: str
+    target: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A message that was taken off the queue and is not settled.
+
+    ``mark`` is the delivery tag of its mark, if it has one. ``worn``: its queue may soon drop it for being looked at.
+    """
+
+    facts: Facts
+    message: Message
+    mark: int | None
+    worn: bool
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a retry of it was interrupted."""
+        return self.mark is not None
+
+
+class Walk:
+    """From the oldest message to the youngest of those that are there now."""
+
+    def __init__(self, session: Session, names: Names, counts: tuple[int, int], *, counted: bool) -> None:
+        self._session, self._names, self._counted = session, names, counted
+        self._transactions = Transactions(session)
+        self.messages, marks = counts
+        self._marks = self._taken_marks(marks)
+        """Delivery tags by fingerprint: the queue of marks is empty for as long as these are in our hands."""
+        self.marks_left = sum(map(len, self._marks.values()))
+        self._held = 0
+
+    def taken(self) -> Iterator[Taken]:
+        """Take one after the other. What is parked meanwhile is behind those, and is not met."""
+        for _ in range(self.messages):
+            message = self._transactions.get(self._names.parked)
+            if message is None:
+                return
+            self._held += 1
+            worn = self._counted and deliveries(message.properties) >= MAX_REDELIVERIES
+            yield Taken(facts_of(message.body, message.properties), message, self._mark_of(message), worn)
+
+    def properties_of(self, taken: Taken) -> bytes:
+        """Give the properties that the job had; raises NotRestorable."""
+        properties = original(taken.message.properties, counted=self._counted)
+        if len(properties) > self._session.max_properties:
+            raise NotRestorable("its properties are larger than a frame of this connection")
+        return properties
+
+    def retry(self, taken: Taken) -> None:
+        """Publish the job as it was, and take the message off.
+
+        Raises:
+            NotRestorable: the job cannot be had from the message; it is where it was.
+            NotAccepted: the broker does not take jobs; this walk is at its end.
+        """
+        message, properties = taken.message, self.properties_of(taken)
+        mark = fingerprint(message.body, message.properties).encode()
+        try:
+            self._transactions.publish(*self._names.target, message.body, properties)
+            self._transactions.publish("", self._names.marks, mark, _PERSISTENT)
+            end = self._transactions.commit()
+        except Refused as error:  # before the commit: nothing of it has happened
+            raise NotAccepted(str(error)) from None
+        if end is Commit.REFUSED:
+            self._transactions = Transactions(self._session)  # what this walk had taken is back, the marks as well
+            self._held = 0
+        if end is not Commit.DONE:
+            self._settle(self._take_mark(mark))
+            raise NotAccepted(end.value)
+        self._settle(message.tag, taken.mark, self._take_mark(mark))
+        self._is_off(taken)
+
+    def drop(self, taken: Taken) -> None:
+        """Take the message off, and its mark."""
+        self._settle(taken.message.tag, taken.mark)
+        self._is_off(taken)
+
+    def close(self) -> None:
+        """Give back what was not settled, and come back when the queue has it again."""
+        self._transactions.close()
+        deadline = time.monotonic() + GIVING_BACK
+        while (state := self._session.queue(self._names.parked)) and state.messages < self._held:
+            if time.monotonic() > deadline:  # somebody else has taken some
+                return
+            time.sleep(0.01)
+
+    def _is_off(self, taken: Taken) -> None:
+        self._held -= 1
+        self.marks_left -= taken.in_doubt
+
+    def _settle(self, *tags: int | None) -> None:
+        for tag in tags:
+            if tag is not None:
+                self._transactions.ack(tag)
+        self._transactions.commit()
+
+    def _taken_marks(self, count: int) -> dict[str, list[int]]:
+        if count > MAX_MARKS:
+            raise Stopped(Outcome.FINDING, f"{count} messages are in {self._names.marks}: whoever filled it, purge it")
+        marks: dict[str, list[int]] = {}
+        for _ in range(count):
+            if mark := self._transactions.get(self._names.marks):
+                marks.setdefault(mark.body.decode("ascii", "replace"), []).append(mark.tag)
+        return marks
+
+    def _mark_of(self, message: Message) -> int | None:
+        """Give the mark of a message, which is then no other's."""
+        if not self._marks:
+            return None
+        tags = self._marks.get(fingerprint(message.body, message.properties), [])
+        return tags.pop() if tags else None
+
+    def _take_mark(self, mark: bytes) -> int | None:
+        """Take the mark that was just made."""
+        while taken := self._transactions.get(self._names.marks):
+            if taken.body == mark:
+                return taken.tag
+        return None
+
+
+_PERSISTENT: Final = Properties({"delivery_mode": b"\x02"}, None).encode()

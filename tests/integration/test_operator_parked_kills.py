@@ -1,0 +1,152 @@
+"""``knime-peruser parked retry`` is killed after every frame that it sends: no message is lost, none is there twice.
+
+The command's own code runs in a child of this process, against a real broker; a proxy kills it with SIGKILL.
+"""
+
+import os
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from broker_listener import properties as p
+from broker_listener.config import BrokerConfig
+from broker_listener.operator.broker import Session, session
+from broker_listener.operator.parking.changes import Counts, changed
+from broker_listener.operator.parking.message import Criteria
+from broker_listener.operator.parking.queue import CLASSIC, PARKED, ParkedQueue
+from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
+from tests.lab.killing_proxy import KillingProxy
+from tests.simulated_knime.server import SimulatedServer
+
+QUEUE = "knime-jobs.parked"
+MARKS = f"knime-peruser.{QUEUE}.marks"
+NOTHING = Criteria()
+MAX_FRAMES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A vhost with KNIME's queue and exchange, and a parked queue; ``session`` is the listener's account."""
+
+    broker: BrokerNode
+    vhost: str
+    server: SimulatedServer
+    session: Session
+
+    def config(self, port: int | None = None) -> BrokerConfig:
+        url = self.broker.listener.at(port or self.broker.port, self.vhost, with_password=False)
+        return BrokerConfig(urls=(url,))
+
+    def park(self, *bodies: bytes) -> None:
+        """Park messages as the listener does."""
+        for body in bodies:
+            original = p.Properties({"message_id": b"\2m1", "delivery_mode": b"\2"}, [(b"canHandle", b"t\0")]).encode()
+            facts = ("start_failed", "why", "2026-11-25T01:02:03+00:00", JOBS_EXCHANGE, "new-work")
+            self.session.publish("", QUEUE, body, p.parked(original, *facts, self.session.max_properties))
+
+    def change(self, verb: str, wanted: Criteria = NOTHING) -> Counts:
+        """Do it, undisturbed."""
+        return changed(ParkedQueue(self.session, self.config()), verb, wanted, None)
+
+    def killed_at(self, frame: int) -> bool:
+        """Retry everything in a child that is killed after so many frames; say whether it was."""
+        proxy = KillingProxy(self.broker.port, frame)
+        child = os.fork()
+        if child == 0:
+            try:
+                with session(self.config(proxy.port), self.broker.listener.password) as connected:
+                    changed(ParkedQueue(connected, self.config(proxy.port)), "retry", NOTHING, None)
+            except BaseException:  # noqa: BLE001 - a child of pytest's must not go on as pytest
+                traceback.print_exc()
+            os._exit(0)
+        proxy.start(child)
+        os.waitpid(child, 0)
+        proxy.close()
+        return proxy.has_killed
+
+    def bodies(self, queue: str) -> Counter[bytes]:
+        """Take everything off a queue."""
+        found: Counter[bytes] = Counter()
+        while True:
+            method, _, body = self.server.channel.basic_get(queue, auto_ack=True)
+            if method is None:
+                return found
+            found[body] += 1
+
+
+@pytest.fixture(params=["classic", "quorum"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(broker: BrokerNode, kind: str) -> Iterator[Place]:
+    vhost = f"parked-{os.urandom(4).hex()}"
+    broker.add_vhosts([vhost])
+    server = SimulatedServer(broker.server.at(broker.port, vhost))
+    arguments = {**PARKED, "x-queue-type": kind}
+    for queue, given in (("knime-jobs", {"x-queue-type": kind}), (QUEUE, arguments)):
+        server.channel.queue_delete(queue)
+        server.channel.queue_declare(queue, durable=True, arguments=given)
+    server.channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
+    url = broker.listener.at(broker.port, vhost, with_password=False)
+    with session(BrokerConfig(urls=(url,)), broker.listener.password) as connected:
+        yield Place(broker, vhost, server, connected)
+    server.close()
+    broker.ctl("delete_vhost", vhost)
+
+
+def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_stays(place: Place) -> None:
+    """Every job is in its queue exactly once when the next retry has ended, whatever was left by the one before."""
+    sent = Counter([b'{"user": "alice", "job": "one"}', b""])  # a body may be empty
+    doubts = 0
+    for frame in range(MAX_FRAMES):
+        place.park(*sent)
+        was_killed = place.killed_at(frame)
+        counts = place.change("retry")
+        assert counts.stopped is None
+        assert place.bodies("knime-jobs") == sent, frame
+        assert counts.in_doubt <= 1
+        doubts += counts.in_doubt
+        assert place.change("drop", Criteria(in_doubt=True)).done == counts.in_doubt
+        assert place.bodies(QUEUE) == Counter()
+        assert place.session.queue(MARKS) is None
+        if not was_killed:
+            break
+    assert 2 <= doubts < frame < MAX_FRAMES - 1
+
+
+@pytest.mark.parametrize("trouble", ["unbound", "full"])
+def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, trouble: str, kind: str) -> None:
+    """The worst moment: the job is returned or refused, and who would have to note that is killed."""
+    if kind == "quorum" and trouble == "full":
+        pytest.skip("a quorum queue refuses late, and then some: rabbitmq.com/docs/quorum-queues#length-limit")
+    channel, body = place.server.channel, b'{"user": "alice"}'
+    doubts = 0
+    for frame in range(MAX_FRAMES):
+        place.park(body)
+        if trouble == "unbound":
+            channel.queue_unbind("knime-jobs", JOBS_EXCHANGE, "new-work")
+        else:
+            channel.queue_delete("knime-jobs")
+            channel.queue_declare(
+                "knime-jobs", durable=True, arguments={**CLASSIC, "x-max-length": 1, "x-overflow": "reject-publish"}
+            )
+            channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
+            channel.basic_publish("", "knime-jobs", b"fills it")
+        was_killed = place.killed_at(frame)
+        assert place.session.queue("knime-jobs") is not None
+        place.bodies("knime-jobs").pop(b"fills it", None)
+        channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
+        counts = place.change("retry")
+        doubts += counts.in_doubt
+        again = place.change("retry", Criteria(in_doubt=True))
+        assert again.done == counts.in_doubt
+        assert place.bodies("knime-jobs") == Counter([body]), frame
+        assert place.bodies(QUEUE) == Counter()
+        if not was_killed:
+            break
+    assert 1 <= doubts < frame < MAX_FRAMES - 1
