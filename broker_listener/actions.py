@@ -106,7 +106,7 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
         "see why the user has no executor",
         Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding",
         Fault.PARKED: "message was parked; knime-peruser parked list tells why",
-        Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? knime-peruser parked list, drop",
+        Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? see knime-peruser parked",
         Fault.HOLDING_FULL: "no further jobs are taken until half of those held are gone; "
         "see why they are held, and broker.max_held_bytes",
     }

@@ -16,9 +16,11 @@ _EXIT: Final = """\
 _LOOKING: Final = """\
         Nothing is changed. All messages up to the last one shown are taken without being settled and are given back,
         each to its place; their redelivered flag is set from then on. For that moment nobody else sees them; the
-        listener only adds to this queue and is not disturbed, and the jobs queue is not touched. Where the vhost's
-        default makes the parked queue a quorum queue, what it gets back may be in another order, and the broker counts each look and drops a message after its delivery limit (20 on RabbitMQ 4): after
-        ten looks this command warns and goes no further.
+        listener only adds to this queue and is not disturbed, nor is its prefetch, and the jobs queue is not touched.
+
+        Where the vhost's default makes the parked queue a quorum queue, what it gets back may be in another order, and
+        the broker counts each look and drops a message after its delivery limit (20 on RabbitMQ 4): after ten looks
+        this command warns and goes no further.
 """
 PARKED: Final = """\
         Look at the messages that the listener put aside, since they are no jobs or their users may have no executor;
