@@ -1,13 +1,12 @@
-"""The dashboard and the alert rules ask for metrics that the listener exports, by labels that it gives."""
+"""The dashboard and the alert rules ask for metrics that the listener exports, by labels that it gives.
+
+What Prometheus itself makes of them is held by tests/integration/test_alert_rules.py.
+"""
 
 import asyncio
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ import pytest
 from broker_listener.config import ListenerConfig
 from broker_listener.metrics import _Listener
 from broker_listener.service import Service
+from tests.lab.prometheus import ETC, expressions, metrics_of
 
-ETC = Path(__file__).parents[2] / "etc"
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that Prometheus itself gives each target."""
 
@@ -39,27 +38,6 @@ def exported() -> dict[str, set[str]]:
         return found
 
     return asyncio.run(collect())
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    dashboard = json.loads((ETC / "grafana-dashboard.json").read_text("utf-8"))
-    for panel in dashboard["panels"]:
-        for target in panel["targets"]:
-            yield panel["title"], target["expr"]
-            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
-                yield panel["title"], f'{metrics_of(target["expr"])[0]}{{{label}=""}}'
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            yield variable["name"], variable["query"]["query"]
-    rules = (ETC / "prometheus-alerts.yml").read_text("utf-8")
-    for rule in re.split(r"\n\s+- alert: ", rules)[1:]:
-        expression = re.search(r"expr:(?: >-)?(.*?)\n\s+(?:for|labels):", rule, re.DOTALL)
-        assert expression, rule
-        yield rule.split("\n")[0], " ".join(expression[1].split())
-
-
-def metrics_of(expression: str) -> list[str]:
-    return re.findall(r"\bknime_peruser_\w+", expression)
 
 
 EXPRESSIONS = sorted(set(expressions()))
@@ -102,15 +80,3 @@ def test_every_alert_names_a_severity_a_sentence_and_a_command() -> None:
     assert len(rules) >= 10
     for rule in rules:
         assert all(key in rule for key in ("severity:", "summary:", "command:")), rule
-
-
-def test_promtool_takes_the_rules_and_the_panels_where_it_is_installed(tmp_path: Path) -> None:
-    """The rest of this file holds without it; apt-get install prometheus brings it."""
-    panels = tmp_path / "panels.yml"
-    asked = [text.replace("$__rate_interval", "5m") for _, text in EXPRESSIONS if not text.startswith("label_values")]
-    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(asked)]
-    panels.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))  # JSON is YAML
-    promtool = shutil.which("promtool")
-    for file in (ETC / "prometheus-alerts.yml", panels) if promtool else ():
-        run = subprocess.run([str(promtool), "check", "rules", file], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout + run.stderr
