@@ -5,8 +5,6 @@ test's own process: its connection is made in the machine's network.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +13,7 @@ import pika
 
 from protocol.codec import decode_reply
 from protocol.messages import ExecutorEntry, Executors
+from tests.lab import own_package
 from tests.lab.broker_node import broker_accounts, definitions
 from tests.lab.ldap import Directory
 from tests.lab.machine import PACKAGES, Machine
@@ -22,12 +21,13 @@ from tests.lab.processes import wait_for
 from tests.lab.toml import dumps
 from tests.simulated_knime.server import Report, SimulatedServer
 
-CHECKOUT: Final = Path(__file__).resolve().parents[2]
+CHECKOUT: Final = own_package.CHECKOUT
 HELPER: Final = "knime-root-helper.service"
 LISTENER: Final = "knime-broker-listener.service"
 SLICE: Final = "knime-executors.slice"
 USERS: Final = 300
 _PORT: Final = 5672
+_INSTALL: Final = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes", "install")
 _RESTARTED_BY_TESTS: Final = ("sssd", "slapd", "dbus", "rabbitmq-server", "systemd-logind", "autofs")
 _SLICE_CGROUP: Final = f"/sys/fs/cgroup/knime.slice/{SLICE}"
 
@@ -53,23 +53,20 @@ class BootedSite:
     def create(self) -> None:
         """Lay everything out, boot, and wait until both daemons are at work."""
         self.machine.create()
-        self.install()
+        self.machine.offline(*_INSTALL, own_package.built(own_package.LOWER, self.machine.root))
+        self._write_credentials()
         self.directory.write()
         self._write_broker()
         self._write_knime()
         self._lift_start_limits()
-        self.machine.offline(
-            "sh", "-ec", f"systemd-sysusers; {Directory.LOAD}; systemctl enable -q {HELPER} {LISTENER}; useradd local1"
-        )
+        self.machine.offline("sh", "-ec", f"{Directory.LOAD}; systemctl enable -q {HELPER} {LISTENER}; useradd local1")
         self.machine.boot()
         self.connect()
         self.wait_until_served()
 
-    def install(self) -> None:
-        """Install this checkout, as a package would lay it."""
-        command = [sys.executable, str(CHECKOUT / "systemd/install"), "--destdir", str(self.machine.root)]
-        subprocess.run(command, check=True, capture_output=True)
-        self._write_credentials()
+    def upgrade(self, package: str) -> None:
+        """Install another package over the one that is there, whichever is newer; what runs is restarted."""
+        self.machine.run(*_INSTALL, "--allow-downgrades", package)
 
     def connect(self) -> None:
         """Be KNIME Server; once more after a reboot."""
@@ -175,6 +172,18 @@ class BootedSite:
             self.server.publish(user, **keywords)
         return {report["user"]: report for report in self.server.results(len(users), seconds)}
 
+    def publish_shell(self, user: str, command: str) -> None:
+        """Publish a job that runs a command; its report has exit status and output as ``shell``."""
+        body = {"user": user, "job": "shell", "reply_to": self.server._reply_to, "shell": command}
+        headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
+        self.server.publish_raw(json.dumps(body).encode(), headers)
+
+    def counted(self, counter: str) -> float:
+        """Give a counter of the listener's metrics, such as ``jobs_returned``."""
+        page = self.machine.run("/usr/bin/python3", "-c", _FETCH, "http://127.0.0.1:9469/metrics")
+        (line,) = (line for line in page.splitlines() if line.startswith(f"knime_peruser_{counter}_total "))
+        return float(line.split()[1])
+
     def executors(self) -> dict[str, list[int]]:
         """Give the pids in each scope below the slice, by the scope's name."""
         text = self.machine.run("sh", "-c", f"grep -H . {_SLICE_CGROUP}/*/cgroup.procs 2>/dev/null || true")
@@ -235,9 +244,7 @@ class BootedSite:
         self.wait_until_served()
 
     def _run_as(self, user: str, command: str) -> tuple[int, str]:
-        body = {"user": user, "job": "shell", "reply_to": self.server._reply_to, "shell": command}
-        headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
-        self.server.publish_raw(json.dumps(body).encode(), headers)
+        self.publish_shell(user, command)
         (report,) = self.server.results(1, 30)
         return report["shell"]["status"], report["shell"]["output"]
 
@@ -294,6 +301,7 @@ s.connect("/run/knime-peruser/operator.sock")
 s.send(sys.argv[1].encode())
 print(s.recv(4096).decode(), end="")
 """
+_FETCH: Final = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
 _RABBITMQ: Final = f"""\
 listeners.tcp.1 = 127.0.0.1:{_PORT}
 load_definitions = /etc/rabbitmq/definitions.json

@@ -10,15 +10,14 @@ import os
 import re
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from tests.lab.machine import Machine
+from tests.lab.own_package import CHECKOUT, built
 from tests.lab.processes import wait_for
 
-CHECKOUT: Final = Path(__file__).resolve().parents[2]
 UNITS: Final = ("knime-root-helper.service", "knime-broker-listener.service")
 USER: Final = "alice"
 # Where other packages and the package manager itself are at work.
@@ -50,9 +49,7 @@ class InstalledMachine(Machine):
 
     def build(self, version: str) -> str:
         """Build a package of this checkout; give its path inside."""
-        command = [str(CHECKOUT / "systemd/package"), "deb", "--version", version, "--output", f"{self.root}/root"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return f"/root/{Path(done.stdout.strip()).name}"
+        return built(version, self.root)
 
     def copy_checkout(self) -> None:
         """Put what systemd/install and the quickstart need into /root/checkout."""

@@ -11,9 +11,10 @@ import pytest
 
 from tests.lab import import_traps
 from tests.lab.installed_machine import UNITS, USER, InstalledMachine
+from tests.lab.own_package import LOWER
 
 HELPER, LISTENER = UNITS
-LOWER, THIS = "0.0.1-1", "0.1.0-1"
+THIS = "0.1.0-1"
 COMMANDS = {"knime-root-helper": "helper.toml", "knime-broker-listener": "listener.toml"}
 
 

@@ -6,14 +6,25 @@ import signal
 import pytest
 
 from tests.lab.access import acls
-from tests.lab.booted_site import CHECKOUT, HELPER, LISTENER, BootedSite
+from tests.lab.booted_site import CHECKOUT, HELPER, LISTENER, SLICE, BootedSite
 from tests.lab.ldap import uid
 from tests.lab.processes import wait_for
 
+UNITS = (HELPER, LISTENER)
 TOML = {HELPER: "/etc/knime-peruser/helper.toml", LISTENER: "/etc/knime-peruser/listener.toml"}
 
 
-@pytest.mark.parametrize("unit", [HELPER, LISTENER])
+def named_in_status(site: BootedSite, unit: str, *words: str) -> None:
+    """Wait until ``systemctl status`` has all of these: the journal gets a line later than systemd the exit status."""
+
+    def named() -> bool:
+        status = site.machine.run("systemctl", "status", "--no-pager", "--full", unit, check=False)
+        return all(word in status for word in words)
+
+    wait_for(named, 10, f"{words} in the status of {unit}")
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_a_daemon_whose_loop_stands_still_is_restarted_by_the_watchdog_and_executors_live_on(
     site: BootedSite, unit: str
 ) -> None:
@@ -29,17 +40,17 @@ def test_a_daemon_whose_loop_stands_still_is_restarted_by_the_watchdog_and_execu
     assert site.job(other)["uid"] == uid(other)
 
 
-@pytest.mark.parametrize("unit", [HELPER, LISTENER])
-def test_a_daemon_that_does_its_work_is_never_restarted_by_the_watchdog(site: BootedSite, unit: str) -> None:
+def test_daemons_that_do_their_work_are_never_restarted_by_the_watchdog(site: BootedSite) -> None:
     """With the shipped interval of notices, however short an administrator makes the watchdog's."""
-    site.drop_in(unit, "[Service]\nWatchdogSec=2\n")
-    site.systemctl("restart", unit)
-    pid = site.main_pid(unit)
+    for unit in UNITS:
+        site.drop_in(unit, "[Service]\nWatchdogSec=3\n")
+    site.systemctl("restart", *UNITS)
+    pids = [site.main_pid(unit) for unit in UNITS]
     with pytest.raises(TimeoutError):
-        wait_for(lambda: site.main_pid(unit) != pid, 5, "no restart")
+        wait_for(lambda: [site.main_pid(unit) for unit in UNITS] != pids, 7, "no restart")
 
 
-@pytest.mark.parametrize("unit", [HELPER, LISTENER])
+@pytest.mark.parametrize("unit", UNITS)
 def test_a_bad_configuration_ends_with_2_is_named_in_the_status_and_is_not_tried_again(
     site: BootedSite, unit: str
 ) -> None:
@@ -48,9 +59,7 @@ def test_a_bad_configuration_ends_with_2_is_named_in_the_status_and_is_not_tried
     wait_for(lambda: site.show(unit, "ActiveState") == "failed", 10, "the end of the unit")
     assert site.show(unit, "ExecMainStatus") == "2"
     restarts = site.show(unit, "NRestarts")
-    status = site.machine.run("systemctl", "status", "--no-pager", unit, check=False)
-    assert TOML[unit] in status
-    assert ("users.min_uid" if unit == HELPER else "broker.prefetch") in status
+    named_in_status(site, unit, TOML[unit], "users.min_uid" if unit == HELPER else "broker.prefetch")
     with pytest.raises(TimeoutError):
         wait_for(lambda: site.show(unit, "NRestarts") != restarts, 2.5, "no restart")
 
@@ -63,14 +72,48 @@ def test_an_absent_credential_is_named_in_the_status(site: BootedSite, unit: str
     site.machine.run("systemctl", "restart", unit, check=False)
     ended_with = "1" if unit == HELPER else "2"  # the helper is tried again: the file may come late
     wait_for(lambda: site.show(unit, "ExecMainStatus") == ended_with, 10, "the end of the unit")
-    assert path in site.machine.run("systemctl", "status", "--no-pager", unit, check=False)
+    named_in_status(site, unit, path)
+
+
+def restarts(site: BootedSite) -> list[int]:
+    """Give how often each unit was restarted by systemd itself."""
+    return [int(site.show(unit, "NRestarts")) for unit in UNITS]
+
+
+def test_a_crash_loop_does_not_leave_the_host_dead(site: BootedSite) -> None:
+    """A unit is given up at its fifth start in 10 s, where it does not say otherwise: systemd.unit(5)."""
+    for unit in UNITS:
+        site.drop_in(unit, "[Service]\nRestartSec=100ms\n")
+    before = restarts(site)
+    for _ in range(7):
+        old = {unit: site.main_pid(unit) for unit in UNITS}
+        site.machine.run("kill", "-KILL", *map(str, old.values()))
+        wait_for(lambda old=old: all(site.main_pid(unit) not in {0, pid} for unit, pid in old.items()), 10, "a restart")
+    assert restarts(site) == [number + 7 for number in before]
+    site.wait_until_served()
+    (user,) = site.fresh_users(1)
+    assert site.job(user)["uid"] == uid(user)
+
+
+def test_units_wait_for_network_users_remote_files_and_the_broker_and_say_what_they_do(site: BootedSite) -> None:
+    """In the order of a boot, nor has systemd anything against what stands in them: systemd-analyze(1), verify."""
+    after = {"network-online.target", "nss-user-lookup.target"}
+    rest = {HELPER: {"remote-fs.target"}, LISTENER: {"rabbitmq-server.service", HELPER}}
+    for unit in UNITS:
+        assert after | rest[unit] <= set(site.show(unit, "After").split())
+        assert site.show(unit, "StatusText")
+    units = (f"/usr/lib/systemd/system/{unit}" for unit in (*UNITS, SLICE))
+    said = site.machine.run("systemd-analyze", "verify", "--man=no", *units).splitlines()
+    assert [line for line in said if "knime" in line] == []
 
 
 def test_after_a_restart_of_dbus_a_new_users_job_runs(site: BootedSite) -> None:
+    """At the first try: nothing of the old connection is kept."""
     first, second = site.fresh_users(2)
     site.job(first)
     site.systemctl("restart", "dbus")
-    assert site.job(second, seconds=5)["uid"] == uid(second)
+    assert site.job(second)["uid"] == uid(second)
+    assert [record["decision"] for record in site.audit(second) if record["event"] == "result"] == ["started"]
 
 
 def test_while_dbus_is_down_nothing_runs_outside_a_scope_and_no_job_is_lost(site: BootedSite) -> None:
