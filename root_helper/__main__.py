@@ -25,7 +25,7 @@ from root_helper.loop import Loop
 from root_helper.policy import Undecided, directory_name, os_user_of
 from root_helper.scope import systemd_is_there, unit_name
 from root_helper.server import Server
-from root_helper.spawn import allow_descriptors, most_descriptors
+from root_helper.spawn import allow_descriptors
 from root_helper.supervisor import Supervisor
 
 _log: Final = logging.getLogger("helper")
@@ -76,7 +76,6 @@ def main() -> None:
 
 def _serve(config: HelperConfig) -> None:
     log_to(sys.stderr.fileno())
-    allow_descriptors(_descriptors(config))
     run_directory = os.path.dirname(config.socket.path)
     lock = os.open(os.path.join(run_directory, "helper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -125,13 +124,9 @@ def _explain(user: str, config: HelperConfig) -> int:
     return 0 if found["decision"] == "would_start" else 1
 
 
-def _descriptors(config: HelperConfig) -> int:
-    """Give how many the supervisor has open at most, whoever hangs: it never comes to want for one."""
-    return config.limits.max_executors * _DESCRIPTORS_A_START + _OWN_DESCRIPTORS
-
-
 def _host_faults(config: HelperConfig) -> list[str]:
-    needed, most = _descriptors(config), most_descriptors()
+    needed = config.limits.max_executors * _DESCRIPTORS_A_START + _OWN_DESCRIPTORS  # whoever hangs, it is never short
+    most = allow_descriptors(needed)
     few = f"limits.max_executors: {needed} descriptors are needed, {most} allowed: set LimitNOFILE={needed} in the unit"
     names = {"socket.listener_user": config.socket.listener_user, "socket.gate_user": config.socket.gate_user}
     return [few] * (needed > most) + [

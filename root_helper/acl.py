@@ -5,23 +5,10 @@ given, never a name and never what is below, and looks nobody up: libacl takes a
 """
 
 import errno
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import posix1e
-
-_ENTRY: Final = re.compile(r"([ug]):([^:,\x00-\x1f\x7f]{1,256}):([r-][w-][x-])")
-
-
-@dataclass(frozen=True, slots=True)
-class ExtraEntry:
-    """An entry of ``[workspace.acl] extra``: ``kind`` is ``u`` or ``g``, ``permissions`` like ``r-x``."""
-
-    kind: str
-    name: str
-    permissions: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +43,14 @@ class PrivateAcl:
         return bool(self.entries == posix1e.ACL(file=path) and self.entries == posix1e.ACL(filedef=path))
 
 
-def parse_entry(text: str) -> ExtraEntry:
-    """Give an entry such as ``g:knime-backup:r-x`` or ``u:alice:rwx``.
-
-    Raises:
-        ValueError: saying what is expected.
-    """
-    match = _ENTRY.fullmatch(text)
-    if match is None:
-        raise ValueError(
-            f"{text!a:.80}: expected u:USER:rwx or g:GROUP:rwx with - for what is not given, as g:backup:r-x"
-        )
-    return ExtraEntry(*match.groups())
-
-
-def private_acl(extra: Sequence[tuple[ExtraEntry, int]]) -> PrivateAcl:
-    """Give the ACL with everything for the owner, nothing for group and others, and the extra entries with their ids.
+def private_acl(extra: Sequence[str]) -> PrivateAcl:
+    """Give the ACL with everything for the owner, nothing for group and others, and more, such as ``g:1234:r-x``.
 
     Raises:
         ValueError: where two entries are about the same user or group.
     """
-    named = [f"{entry.kind}:{number}:{entry.permissions}" for entry, number in extra]
-    entries = posix1e.ACL(text=",".join(["u::rwx", "g::---", "o::---", *named]))
-    if named:
+    entries = posix1e.ACL(text=",".join(["u::rwx", "g::---", "o::---", *extra]))
+    if extra:
         entries.calc_mask()  # without one, named entries are invalid: acl(5), "VALID ACLs"
     if not entries.valid():
         raise ValueError("two entries are about the same user or group")

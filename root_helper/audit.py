@@ -39,7 +39,7 @@ class AuditLog:
         """Open the log, repair a torn last line, take up the chain; where that fails, it is tried again."""
         self._path, self._rotate_size, self._keep = path, rotate_size, keep_days * 86400
         self._adm, self._host = adm, host
-        self._seq, self._prev, self._first = 0, FIRST_PREV, 1
+        self._seq, self.prev, self._first = 0, FIRST_PREV, 1
         self._owed: deque[tuple[float, Event]] = deque()
         self._lost = 0
         self._bounds, self._summary_due = {"refused_peer": Bound(), "": Bound()}, 0.0
@@ -56,10 +56,6 @@ class AuditLog:
         with contextlib.suppress(AuditUnavailable):
             self._guarded(self._catch_up)
         return self.fault is None
-
-    def head(self) -> str:
-        """Give the hash of the last record."""
-        return self._prev
 
     def record(self, event: Event) -> int:
         """Write what always is written; give its seq. It is on disk after ``sync``.
@@ -183,7 +179,7 @@ class AuditLog:
             last = json.loads(tail[tail.rfind(b"\n", 0, end - 1) + 1 : end])
             if fault := fault_in(last, seq=int(last["seq"]), prev=last["prev"]):
                 raise ValueError(f"its last record is damaged, move the file away: {fault}")
-            self._seq, self._prev, self.last = last["seq"], last["hash"], last
+            self._seq, self.prev, self.last = last["seq"], last["hash"], last
             self._first = int(json.loads(os.pread(file, _LONGEST_RECORD, 0).partition(b"\n")[0])["seq"])
         elif size > _LONGEST_RECORD:
             raise ValueError("no record ends in its last 8 KiB, move the file away")
@@ -199,12 +195,12 @@ class AuditLog:
         if self._size >= self._rotate_size:
             self._rotate()
         self._check_file()
-        line, digest = sealed(event, seq=self._seq + 1, prev=self._prev, time=at or time.time(), host=self._host)
+        line, digest = sealed(event, seq=self._seq + 1, prev=self.prev, time=at or time.time(), host=self._host)
         written = os.write(self._file, line)
         if written != len(line):
             os.ftruncate(self._file, self._size)
             raise OSError(f"{written} of {len(line)} bytes written: is the disk full?")
-        self._seq, self._prev, self._size = self._seq + 1, digest, self._size + written
+        self._seq, self.prev, self._size = self._seq + 1, digest, self._size + written
         if self._seq - self._anchored >= _ANCHOR_RECORDS:
             self._anchor()
         return self._seq
@@ -239,4 +235,4 @@ class AuditLog:
     def _anchor(self) -> None:
         """Tell the journal where the chain is: forwarded off the host, it proves what a rewrite would hide."""
         self._anchored = self._seq
-        _log.info("audit-anchor %d %s", self._seq, self._prev)
+        _log.info("audit-anchor %d %s", self._seq, self.prev)

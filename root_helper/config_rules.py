@@ -12,7 +12,8 @@ from protocol.names import parse_user_name
 from protocol.settings import shown_key
 from root_helper.config import HelperConfig
 
-_PLACEHOLDER: Final = re.compile(r"\{(workspace|temp|home|os_user|knime_user|uid)\}")
+_PLACEHOLDERS: Final = "{workspace} {temp} {home} {os_user} {knime_user} {uid}"
+_PLACEHOLDER: Final = re.compile("|".join(map(re.escape, _PLACEHOLDERS.split())))
 _FIXED: Final = re.compile(r"HOME|LOGNAME|USER|SHELL|PATH|LANG|PWD|TMPDIR|KNIME_EXECUTOR_(MSGQ|RESERVATION|TEMP_DIR)")
 _RANGES: Final = {
     "memory_max": (2**24, 2**62),
@@ -78,10 +79,7 @@ def _templates(config: HelperConfig) -> Iterator[str]:
     }
     for key, text in templates.items():
         if re.search(r"[{}\0]", _PLACEHOLDER.sub("", text)):
-            yield (
-                f"{key}: no brace and no NUL is expected but in"
-                " {workspace} {temp} {home} {os_user} {knime_user} {uid}"
-            )
+            yield f"{key}: no NUL, and no brace is expected but in {_PLACEHOLDERS}"
     if "{home}" in executor.reservation:  # may hold a quote: it is whatever the directory service says
         yield "executor.reservation: {home} cannot stand in it"
     # A name of the grammar cannot end a quoted text of KNIME's rule; bare, it could be an operator such as OR.
@@ -131,11 +129,8 @@ def _limits(config: HelperConfig) -> Iterator[str]:
             low, high = _RANGES[key]
             if not low <= number <= high:
                 yield f"{where}.{key}: an integer from {low} to {high} is expected, also with K, M, G or T"
-
-
-def _idle(config: HelperConfig) -> Iterator[str]:
     if 0 < config.limits.idle_after < _LEAST_IDLE:
         yield f"limits.idle_after: 0 or at least {_LEAST_IDLE} is expected: the listener asks once a minute"
 
 
-_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _limits, _idle)
+_RULES: Final = (_paths, _socket, _templates, _environment, _names, _acl, _limits)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import subprocess  # only mkhomedir_helper: an absolute path, no shell, no environment
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
@@ -198,16 +198,14 @@ def _run_mkhomedir(account: Account, marker: int) -> int:
 
 def _holds_the_skeleton(account: Account) -> bool:
     """Tell whether every file of the skeleton directory is in the home just made, of the same size."""
-    with _acting_as(account):
+    with _acting_as(account), suppress(OSError):
         for directory, _, names in os.walk(_SKELETON):
             for source in (os.path.join(directory, name) for name in names):
                 copy = os.path.join(account.home, os.path.relpath(source, _SKELETON))
-                try:
-                    if os.lstat(copy).st_size != os.lstat(source).st_size:
-                        return False
-                except OSError:
+                if os.lstat(copy).st_size != os.lstat(source).st_size:
                     return False
-    return True
+        return True
+    return False
 
 
 def _home_as_the_user_sees_it(account: Account) -> os.stat_result | None:

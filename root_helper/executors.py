@@ -162,8 +162,7 @@ class Registry:
 
     def __init__(self, directory: str) -> None:
         """Open the state directory, which is made where it is missing."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+        os.makedirs(directory, 0o700, exist_ok=True)
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._boot_id = boot_id()
         self.by_user: dict[str, Executor] = {}

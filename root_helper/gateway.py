@@ -111,11 +111,10 @@ class Gateway:
 
     def socket_is_there(self) -> bool:
         """Tell whether the path still names the bound socket."""
-        try:
+        with contextlib.suppress(OSError):
             status = os.stat(self._path, follow_symlinks=False)
-        except OSError:
-            return False
-        return stat.S_ISSOCK(status.st_mode) and status.st_ino == self._inode
+            return stat.S_ISSOCK(status.st_mode) and status.st_ino == self._inode
+        return False
 
     def bind_again(self) -> None:
         """Bind a socket file that vanished; the gate that serves the old one is ended and restarts on the new.

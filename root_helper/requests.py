@@ -16,7 +16,6 @@ from protocol.codec import ProtocolViolation, decode_request
 from protocol.names import UserName
 from protocol.record import Event, Peer
 from root_helper.audit import AuditUnavailable
-from root_helper.executors import Executor
 from root_helper.policy import os_user_of
 from root_helper.starts import RETRY_AFTER, Answer, Asked, result_event
 from root_helper.supervisor import Supervisor
@@ -78,14 +77,15 @@ def ensure_executor(supervisor: Supervisor, request: m.EnsureExecutor, asked: As
         _immediately(supervisor, request.user, asked, m.Refused(asked.id, names), now)
         return
     user, os_user = names
-    if executor := supervisor.registry.by_user.get(user):
+    if e := supervisor.registry.by_user.get(user):
         supervisor.idleness.forget(user)
-        _immediately(supervisor, user, asked, _running(asked.id, executor), now)
+        reply = m.Running(asked.id, e.os_user, e.uid, e.pid, e.since, e.cgroup)
+        _immediately(supervisor, user, asked, reply, now)
         return
     if start := supervisor.starts.by_user.get(user):
         if not supervisor.starts.join(start, asked):
-            reply = m.Failed(asked.id, m.FailedReason.BACKING_OFF, RETRY_AFTER)
-            _immediately(supervisor, user, asked, reply, now)
+            locked = m.Failed(asked.id, m.FailedReason.BACKING_OFF, RETRY_AFTER)
+            _immediately(supervisor, user, asked, locked, now)
         return
     if refused := supervisor.not_now(user, os_user):
         _immediately(supervisor, user, asked, m.Failed(asked.id, *refused), now)
@@ -157,7 +157,3 @@ def _immediately(supervisor: Supervisor, user: str, asked: Asked, reply: m.Reply
     """Answer what leads to no start: noted within the audit log's bound."""
     supervisor.audit.note(result_event(asked, m.Op.ENSURE, user, reply), now)
     asked.answer(reply)
-
-
-def _running(request_id: m.RequestId, e: Executor) -> m.Running:
-    return m.Running(request_id, e.os_user, e.uid, e.pid, e.since, e.cgroup)

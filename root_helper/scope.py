@@ -27,6 +27,7 @@ _LIMITS: Final = {
     "io_weight": "IOWeight",
     "tasks_max": "TasksMax",
 }
+_A_MOMENT: Final = 0.002  # of a worker's own time: nobody else waits
 _PATIENCE: Final = 2.0
 """Seconds that a name may still be taken, or the process not yet moved."""
 
@@ -63,11 +64,11 @@ def enter(
     properties = _properties(description, mounts, stop_grace, limits)
     deadline = time.monotonic() + _PATIENCE
     while not _started(unit, properties, last=time.monotonic() > deadline):
-        _pause()
+        time.sleep(_A_MOMENT)
     while not (path := own_cgroup()).endswith(f"/{unit}"):
         if time.monotonic() > deadline:
             raise ScopeUnavailable(f"{unit}: the process was not moved into it")
-        _pause()
+        time.sleep(_A_MOMENT)
     try:
         return Scope(unit, _directory(path).stat().st_ino)
     except OSError as error:
@@ -166,7 +167,3 @@ def _started(unit: str, properties: Sequence[tuple[str, ...]], *, last: bool) ->
             raise ScopeUnavailable(f"{unit}: {error}") from error
         return False
     return True
-
-
-def _pause() -> None:
-    time.sleep(0.002)  # a worker's own time: nobody else waits

@@ -75,15 +75,11 @@ def end_with(parent: int) -> None:
         os._exit(0)
 
 
-def most_descriptors() -> int:
-    """Give the hard limit, up to which this process may raise its own."""
-    return _OPEN_FILES[1]
-
-
-def allow_descriptors(number: int) -> None:
-    """Raise this process's own soft limit; what is started gets the limit back that this process was given."""
+def allow_descriptors(number: int) -> int:
+    """Raise this process's own soft limit, if the hard one allows it, and give that; what is started gets it back."""
     soft, hard = _OPEN_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+    return hard
 
 
 def fresh_process(keep: Sequence[int]) -> None:

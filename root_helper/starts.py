@@ -167,7 +167,7 @@ class Starts:
 
     def _check_ready(self, start: Start, pid: int, facts: dict[str, Any]) -> None:
         """Record the start, so that it may execute; or say why this account may not have one more executor."""
-        executor = self.registry.described(start.task.user, pid, facts, self.audit.head())
+        executor = self.registry.described(start.task.user, pid, facts, self.audit.prev)
         if executor is None or uid_of(pid) != executor.uid:
             self._fail(start, FailedReason.SPAWN_FAILED, "the worker is not the user that it says it is")
             return
@@ -180,10 +180,9 @@ class Starts:
             self.audit.record(replace(executor_event("started", executor, None), request_id=first.id, peer=first.peer))
         except (OSError, AuditUnavailable) as error:
             self.registry.forget_state(start.task.user)
-            unavailable = isinstance(error, AuditUnavailable)
-            self._fail(
-                start, FailedReason.AUDIT_UNAVAILABLE if unavailable else FailedReason.PREPARE_FAILED, str(error)
-            )
+            no_record = isinstance(error, AuditUnavailable)
+            reason = FailedReason.AUDIT_UNAVAILABLE if no_record else FailedReason.PREPARE_FAILED
+            self._fail(start, reason, str(error))
             return
         start.executor = executor
         self._ready.append(start)

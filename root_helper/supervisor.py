@@ -130,7 +130,7 @@ class Supervisor:
         self.loop.work(self._seeing_off(executor))
 
     def _is_told(self, executor: Executor) -> bool:
-        """Tell whether the log ended with this end, not marked yet, or just before its start: a helper was killed there."""
+        """Tell whether a helper was killed where the log ended: after this end's record, or before its start's."""
         last = self.audit.last
         it_ended = (last.get("event"), last.get("user"), last.get("pid")) == ("exited", executor.user, executor.pid)
         return last.get("hash") == executor.after or (it_ended and bool(last["time"] >= executor.since))

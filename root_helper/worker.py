@@ -14,7 +14,7 @@ from protocol.messages import FailedReason, RefusedReason
 from protocol.names import UserName
 from protocol.settings import SettingsError
 from root_helper import accounts, scope
-from root_helper.acl import parse_entry, private_acl
+from root_helper.acl import private_acl
 from root_helper.config import HelperConfig
 from root_helper.config_file import read_msgq
 from root_helper.directories import Conflict, NotPrepared, ensure_home, ensure_private
@@ -52,17 +52,10 @@ class Task(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What execve is called with."""
+    """What execve is called with; the first argument is the path, too."""
 
-    path: str
     arguments: list[str]
     environment: dict[str, str]
-
-
-class _Refusal(Exception):
-    def __init__(self, reason: RefusedReason) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def run(task: Task, config: HelperConfig, report: int, go: int) -> NoReturn:
@@ -72,7 +65,7 @@ def run(task: Task, config: HelperConfig, report: int, go: int) -> NoReturn:
         program = _prepare(task, config, report)
         if os.read(go, 1) == b"G":
             _execute(program)
-    except (Conflict, _Refusal) as error:
+    except Conflict as error:
         _tell(report, refused=error.reason, text=str(error))
     except Exception as error:  # noqa: BLE001  the last thing that this process does is to say why
         _tell(report, failed=_FAILURES.get(type(error), FailedReason.PREPARE_FAILED), text=str(error))
@@ -86,9 +79,7 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
     _wait_for_others_of(account, task.state_directory)
     ensure_home(account, config.users.home_roots)
     name = directory_name(task.user, account.name, config.workspace.names)
-    acl = private_acl(
-        [(entry, _entry_id(entry.kind, entry.name)) for entry in map(parse_entry, config.workspace.acl.extra)]
-    )
+    acl = private_acl([_by_number(entry) for entry in config.workspace.acl.extra])
     workspace = ensure_private(config.executor.workspaces, name, account, acl)
     temp = ensure_private(config.executor.temp, name, account, acl)
     _hold(temp, known=task.known)
@@ -106,7 +97,8 @@ def _prepare(task: Task, config: HelperConfig, report: int) -> Program:
 def _who(os_user: UserName, config: HelperConfig) -> Account:
     account, reason = accounts.decide(os_user, config)
     if account is None or reason is not None:
-        raise _Refusal(reason or RefusedReason.UNKNOWN_USER)
+        found = f"{account.name!a}, uid {account.uid}" if account else "nobody"  # another name is to be mapped
+        raise Conflict(reason or RefusedReason.UNKNOWN_USER, os_user, f"is {found} to the directory")
     return account
 
 
@@ -143,11 +135,13 @@ def _hold(temp: int, *, known: bool) -> None:
     os.set_inheritable(temp, True)
 
 
-def _entry_id(kind: str, name: str) -> int:
+def _by_number(entry: str) -> str:
+    """Give an entry such as ``g:knime-backup:r-x``, whose form was checked with the configuration, with the id."""
+    kind, name, permissions = entry.split(":")
     found = accounts.group_id(name) if kind == "g" else (accounts.user_ids(name) or (None,))[0]
     if found is None:
         raise NotPrepared("workspace.acl.extra", f"NSS knows no {name}")
-    return found
+    return f"{kind}:{found}:{permissions}"
 
 
 def _program(task: Task, account: Account, name: str, config: HelperConfig) -> Program:
@@ -169,14 +163,14 @@ def _program(task: Task, account: Account, name: str, config: HelperConfig) -> P
         "KNIME_EXECUTOR_RESERVATION": config.executor.reservation.format(**values),
         **{key: value.format(**values) for key, value in config.executor.environment.items()},
     }
-    return Program(arguments[0], arguments, environment(account, workspace, temp, own))
+    return Program(arguments, environment(account, workspace, temp, own))
 
 
 def _execute(program: Program) -> None:
     try:
-        os.execve(program.path, program.arguments, program.environment)
+        os.execve(program.arguments[0], *program)
     except OSError as error:
-        raise SpawnError(f"execve {program.path}: {error.strerror} (errno {error.errno})") from error
+        raise SpawnError(f"execve {program.arguments[0]}: {error.strerror} (errno {error.errno})") from error
 
 
 def _tell(report: int, **facts: object) -> None:

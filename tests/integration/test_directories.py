@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from root_helper.acl import PrivateAcl, parse_entry, private_acl
+from root_helper.acl import PrivateAcl, private_acl
 from root_helper.directories import NotPrepared, ensure_home, ensure_private
 from root_helper.policy import Account
 from tests.lab.accounts import Accounts, OsUser, run_prefix
@@ -53,7 +53,7 @@ def operator(accounts: Accounts) -> tuple[OsUser, PrivateAcl]:
     group = accounts.group("backup")
     member = accounts.user("backup-op", groups=[group])
     gid = next(gid for gid in os.getgrouplist(member.name, member.gid) if gid != member.gid)
-    return member, private_acl([(parse_entry(f"g:{group}:r-x"), gid)])
+    return member, private_acl([f"g:{gid}:r-x"])
 
 
 @pytest.fixture
@@ -304,12 +304,12 @@ def test_three_capabilities_suffice_for_all_of_it(tree: Path, user: OsUser) -> N
         account = account_of(user, home)
         script = f"""
 import os
-from root_helper.acl import parse_entry, private_acl
+from root_helper.acl import private_acl
 from root_helper.directories import ensure_home, ensure_private
 from root_helper.policy import Account
 account = {account!r}
 ensure_home(account, [{str(home.parent)!r}])
-for extra in ([], [(parse_entry("u:daemon:r-x"), 1)]):
+for extra in ([], ["u:1:r-x"]):
     os.close(ensure_private({str(tree)!r}, account.name, account, private_acl(extra)))
 """
         three = "-all,+chown,+setuid,+setgid"

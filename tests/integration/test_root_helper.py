@@ -718,7 +718,7 @@ def watching_for_idleness(helper: HelperUnderTest, monkeypatch: pytest.MonkeyPat
     patched += "from root_helper.__main__ import main\nsys.exit(main())\n"
     command = [sys.executable, "-I", "-c", patched, *helper.command()[1:]]
     monkeypatch.setattr(helper, "command", lambda **_: command)
-    helper.start(limits={"idle_after": 2.0, "idle_cpu": 0.2})
+    helper.start(limits={"idle_after": 2.0, "idle_cpu": 0.02})
 
 
 def test_an_executor_that_nobody_asks_for_and_that_does_nothing_is_stopped(

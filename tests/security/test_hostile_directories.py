@@ -19,7 +19,9 @@ import pytest
 
 from protocol.messages import RefusedReason
 from root_helper import directories
-from root_helper.acl import parse_entry, private_acl
+from root_helper.acl import private_acl
+from root_helper.config import AclConfig, HelperConfig, WorkspaceConfig
+from root_helper.config_rules import rule_faults
 from root_helper.directories import Conflict, NotPrepared, ensure_home, ensure_private
 from tests.lab.accounts import Accounts, OsUser, run_prefix
 from tests.lab.file_trees import (
@@ -196,7 +198,7 @@ def test_a_name_swapped_in_a_loop_for_a_symlink_never_leads_to_what_the_symlink_
     real = (parent / user.name).stat().st_ino
     (parent / "link").symlink_to(tree / "victim")
     before = facts_of(tree / "victim")
-    other = private_acl([(parse_entry("u:daemon:rwx"), 1)])
+    other = private_acl(["u:1:rwx"])
     seen = {"used": 0, "refused": 0}
     with attacker(None, lambda: exchange(parent / user.name, parent / "link")):
         deadline = time.monotonic() + 30
@@ -565,14 +567,13 @@ def test_an_acl_that_is_not_what_was_set_when_it_is_read_back_is_a_failure(tree:
     ],
 )
 def test_an_acl_entry_that_says_anything_else_is_refused_with_what_is_expected(text: str) -> None:
-    with pytest.raises(ValueError, match="expected u:USER:rwx") as refused:
-        parse_entry(text)
-    assert str(refused.value).isprintable()
+    (fault,) = rule_faults(HelperConfig(workspace=WorkspaceConfig(acl=AclConfig(extra=(text,)))))
+    assert fault.startswith("workspace.acl.extra[0]: u:NAME:rwx or g:NAME:rwx")
 
 
 def test_two_acl_entries_about_one_group_are_refused() -> None:
     with pytest.raises(ValueError, match="same user or group"):
-        private_acl([(parse_entry("g:backup:r-x"), 34), (parse_entry("g:alias:rwx"), 34)])
+        private_acl(["g:34:r-x", "g:34:rwx"])
 
 
 def with_home(user: OsUser, home: str) -> Any:
