@@ -151,7 +151,7 @@ async def answered(events: Events, *tokens: int) -> None:
 
 @pytest.fixture(scope="module")
 def vhosts(broker: BrokerNode) -> Iterator[str]:
-    names = [f"test-broker-{number}" for number in range(50)]
+    names = [f"test-broker-{number}" for number in range(70)]
     broker.add_vhosts(names)
     return iter(names)
 
