@@ -40,6 +40,7 @@ ID = RequestId("1")
 PREFETCH = 30
 WORN_OUT = Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
 """Of a job that the broker has redelivered ten times."""
+OWN = ("name", "state", "executor", "was_ready", "bad_starts", "returned", "under_way", "reason", "until", "wake_at")
 
 
 class Listener(RuleBasedStateMachine):
@@ -221,12 +222,9 @@ class Listener(RuleBasedStateMachine):
         yield
         assert before == self.others_of(user), "no user's events change another's state"
 
-    def others_of(self, user: str) -> list[tuple[object, ...]]:
-        return [
-            (other.name, other.state, len(other.held), other.returned, other.under_way, other.executor, other.wake_at)
-            for other in self.machine._users.values()
-            if other.name != user
-        ]
+    def others_of(self, user: str) -> list[list[object]]:
+        others = [other for other in self.machine._users.values() if other.name != user]
+        return [[*other.held, *(getattr(other, name) for name in OWN)] for other in others]
 
     def act(self) -> None:
         for action in self.machine.take_actions(self.now):
