@@ -77,7 +77,7 @@ class Place:
             found[body] += 1
 
 
-@pytest.fixture(params=["classic", "quorum"])
+@pytest.fixture(params=["classic", pytest.param("quorum", marks=pytest.mark.nightly)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -119,6 +119,7 @@ def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_sta
     assert 2 <= doubts < frame < MAX_FRAMES - 1
 
 
+@pytest.mark.one_end
 @pytest.mark.parametrize("trouble", ["unbound", "full"])
 def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, trouble: str, kind: str) -> None:
     """The worst moment: the job is returned or refused, and who would have to note that is killed."""
