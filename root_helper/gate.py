@@ -14,6 +14,9 @@ import struct
 import sys
 from typing import Final
 
+if __name__ == "__main__":  # executed with -S: no .pth file, no sitecustomize; it imports from where root itself does
+    sys.path += sys.argv[4:]
+
 import zmq
 
 MAX_DATAGRAM: Final = 8192

@@ -87,7 +87,7 @@ class Gateway:
             descriptors = [self._listening, far.fileno()]
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)
-            arguments = [sys.executable, "-I", _GATE, *map(str, descriptors), str(self._listener[0])]
+            arguments = [sys.executable, "-IS", _GATE, *map(str, descriptors), str(self._listener[0]), *sys.path]
             os.execve(sys.executable, arguments, {})
         finally:
             os._exit(127)

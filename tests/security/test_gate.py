@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from root_helper.trusted_files import trusted_directory_faults
 from tests.lab.accounts import LISTENER, OsUser
 from tests.lab.helper_under_test import (
     HelperUnderTest,
@@ -73,6 +74,18 @@ def test_the_gate_has_no_terminal_and_no_descriptor_of_roots(unharmed: HelperUnd
     assert [opened[number] for number in (0, 1, 2)] == ["/dev/null"] * 3
     assert {kind.partition(":")[0] for number, kind in opened.items() if number > 2} <= {"socket", "anon_inode"}
     assert os.getsid(gate) == gate
+
+
+def test_the_gate_imports_from_where_root_does_and_nobody_but_root_can_write_there(helper: HelperUnderTest) -> None:
+    """With -S nothing is executed that lies in a site directory: .pth files, sitecustomize."""
+    helper.start()
+    _, isolated, program, *_, path = Path(f"/proc/{helper.gate_pid()}/cmdline").read_text().split("\0", 6)
+    assert isolated == "-IS"
+    library = str(helper.installation.root / "lib")
+    assert program.startswith(library)
+    places = path.strip("\0").split("\0")
+    assert library in places
+    assert [fault for place in places if Path(place).exists() for fault in trusted_directory_faults(place)] == []
 
 
 def test_the_supervisor_has_one_thread_and_no_libzmq(unharmed: HelperUnderTest) -> None:
