@@ -6,6 +6,7 @@ helper's word alone. It never reads a clock, never acks what was not confirmed, 
 """
 
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import heappush
 from math import inf
@@ -193,10 +194,15 @@ class Machine:
         return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at(), self._answers.next_at())
 
     def time_passed(self, now: float) -> None:
-        """Do what is due."""
+        """Do what is due; where that raises for a user, the others are due still."""
         self._answers.ask_next(now)
-        for user in self._timers.due(now):
-            self._steps.look(user, now)
+        due = deque(self._timers.due(now))
+        try:
+            while due:
+                self._steps.look(due.popleft(), now)
+        finally:
+            for user in due:
+                self._timers.set(user, now)
 
     def stop(self) -> None:
         """Hand nothing over and park nothing any more."""

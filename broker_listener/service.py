@@ -203,7 +203,10 @@ class Service:
 
     def _time_passed(self) -> None:
         self._timer, self._timer_at = None, inf
-        self._machine.time_passed(time.monotonic())
+        try:
+            self._machine.time_passed(time.monotonic())
+        except Exception as error:  # noqa: BLE001 - one user's bug; the others' times are kept
+            self._bugs.warning("event=time_passed_failed", cause=error)
         self._perform()
 
     def _hand_over(self, action: a.HandOver) -> None:

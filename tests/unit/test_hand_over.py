@@ -28,7 +28,9 @@ from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.pacing import digest
 from broker_listener.properties import Properties
+from broker_listener.steps import Steps
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
+from broker_listener.user import User
 from protocol.messages import (
     ExecutorEntry,
     Failed,
@@ -1052,6 +1054,28 @@ def test_after_a_list_of_the_helper_those_whose_answers_it_owed_are_asked_for_as
 
 
 # Mode requeue
+
+
+def test_a_bug_in_what_is_due_for_one_user_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    users = ["ann", "bob", "eve"]
+    for user in users:
+        listener.job(user, f"job of {user}")
+    for user in users:
+        listener.helper(user, Failed(ID, FailedReason.DRAINING, 5.0))
+    look = Steps.look
+
+    def raises_for_bob(steps: Steps, user: User, now: float) -> None:
+        if user.name == "bob":
+            raise RuntimeError("bug")
+        look(steps, user, now)
+
+    monkeypatch.setattr(Steps, "look", raises_for_bob)
+    listener.actions.clear()
+    with pytest.raises(RuntimeError):
+        listener.wait(6)
+    listener.wait(6)
+    assert [ask.user for ask in listener.of(Ask)] == ["ann", "eve"]
 
 
 def test_in_mode_requeue_a_job_is_given_back_and_paced_as_if_it_had_been_published() -> None:
