@@ -44,6 +44,7 @@ class ExecutorKeys:
 class UserKeys:
     """Of ``[users]``."""
 
+    home_roots: tuple[str, ...] = ("/home",)
     allow_groups: tuple[str, ...] = ()
     deny_groups: tuple[str, ...] = (
         *("root", "sudo", "wheel", "adm", "disk", "shadow", "docker", "lxd", "incus", "libvirt", "kvm"),

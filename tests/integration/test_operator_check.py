@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 
@@ -127,6 +127,20 @@ def test_executors_that_may_publish_are_a_warning_until_it_is_accepted(sound: Ch
     assert "WARNING - broker.executors_publish" in run.stdout
 
 
+@contextmanager
+def mounted(directory: Path, kind: str, options: str) -> Iterator[None]:
+    """Have a file system there for a time."""
+    directory.mkdir(exist_ok=True)
+    command = ["mount", "-t", kind, "-o", options, "none", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine mounts nothing: {done.stderr}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
 def user_facts(sound: Checked, user: str) -> tuple[int, dict[str, tuple[str, str]]]:
     run = sound.run("--json", *ACCEPTED, "--user", user)
     found = json.loads(run.stdout)["findings"]
@@ -155,6 +169,37 @@ def test_a_workspace_that_would_keep_a_user_out_is_named(sound: Checked) -> None
     sound.installation.workspace(bob).rmdir()
     assert level == "warning"
     assert f"{bob.name} is {bob.uid}" in seen
+
+
+def home_of(sound: Checked, user: OsUser) -> str:
+    """Give what check says of a user's home: "ok", or the text of the fault."""
+    level, seen = user_facts(sound, user.name)[1]["account.home"]
+    return seen if level == "fault" else level
+
+
+def test_homes_and_workspaces_that_would_be_refused_are_told_before_a_job_is(sound: Checked) -> None:
+    """As the helper decides: its own refusals are held by tests/integration/test_directories.py."""
+    held = sound.installation
+    user = sound.site.accounts.user("erin")
+    assert home_of(sound, user) == "ok"
+    held.write_helper_toml(users={"home_roots": ["/srv/elsewhere"]})
+    assert "nor below users.home_roots (/srv/elsewhere): home_conflict" in home_of(sound, user)
+    held.write_helper_toml()
+    held.homes.chmod(0o777)
+    assert f"{held.homes} can be changed by others than root: home_conflict" in home_of(sound, user)
+    held.homes.chmod(0o755)
+    deeper = sound.site.accounts.user("frank", options=["--home-dir", str(held.homes / "department/frank")])
+    assert f"nor is {held.homes}/department: home_conflict" in home_of(sound, deeper)
+    user.home.mkdir()
+    assert "is no directory of uid" in home_of(sound, user)
+    shutil.chown(user.home, user.uid, user.gid)
+    assert home_of(sound, user) == "ok"
+    user.home.chmod(0o777)
+    assert "others can write it: home_conflict" in home_of(sound, user)
+    user.home.rmdir()
+    with mounted(held.workspace(user), "tmpfs", f"uid={user.uid}"):
+        assert "is a mount point: workspace_conflict" in user_facts(sound, user.name)[1]["account.workspace"][1]
+    held.workspace(user).rmdir()
 
 
 def with_channel(sound: Checked, *calls: tuple[str, dict[str, object]]) -> None:
@@ -338,14 +383,7 @@ def test_a_file_system_without_acls_and_one_that_is_full_are_named(sound: Checke
     """A ramfs has none; a tmpfs of two inodes has no room."""
     held = sound.installation
     accepted = [name for name in THIS_MACHINE if not name.endswith(".room")]
-    with ExitStack() as undo:
-        for directory, kind, options in ((held.workspaces, "ramfs", "mode=0755"), (held.temp, "tmpfs", "nr_inodes=2")):
-            command = ["mount", "-t", kind, "-o", options, "none", str(directory)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"this machine mounts nothing: {done.stderr}")
-            undo.callback(subprocess.run, ["umount", str(directory)], check=True)
-            directory.chmod(0o755)
+    with mounted(held.workspaces, "ramfs", "mode=0755"), mounted(held.temp, "tmpfs", "nr_inodes=2,mode=0755"):
         (held.temp / "one").touch()
         run = sound.run("--json", *(word for name in accepted for word in ("--accept", name)))
     found = {one["subject"]: one["level"] for one in json.loads(run.stdout)["findings"]}

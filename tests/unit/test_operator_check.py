@@ -53,7 +53,7 @@ class Host:
         self.answers: dict[str, Ran] = {
             "getent passwd": Ran(2, "knime-listener:x:999:999::/:/usr/sbin/nologin\n"),
             "getent -s": Ran(2, ""),
-            "systemctl show": Ran(0, "\n".join(UNITS.format(f"knime-{n}.service") for n in DAEMONS)),
+            "systemctl show": Ran(0, "\n".join(map(UNITS.format, RUNNING_UNITS))),
             "timedatectl show": Ran(0, "yes\n"),
             "/usr/bin/env CREDENTIALS_DIRECTORY=/etc/knime-peruser": Ran(0, ""),
         }
@@ -107,7 +107,7 @@ class Host:
         self.configuration = replace(self.configuration, helper=replace(self.configuration.helper, **changes))
 
 
-DAEMONS = ("root-helper", "broker-listener")
+RUNNING_UNITS = ("knime-root-helper.service", "knime-broker-listener.service", "sssd.service")
 FILES = {
     "etc/knime-peruser/listener.toml": "",
     "etc/knime-peruser/helper.toml": "",
@@ -208,8 +208,7 @@ def workspace(name: str, uid: int) -> Callable[[Host], object]:
 
 def unit(name: str, text: str) -> Callable[[Host], object]:
     def change(host: Host) -> None:
-        blocks = [UNITS.format(f"knime-{daemon}.service") for daemon in DAEMONS]
-        blocks = [block for block in blocks if f"Id={name}\n" not in block]
+        blocks = [UNITS.format(other) for other in RUNNING_UNITS if other != name]
         host.answers["systemctl show"] = Ran(0, "\n".join([*blocks, f"Id={name}\n{text}"]))
 
     return change
@@ -294,12 +293,9 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "no name service": (answer("getent passwd", None, "getent: no answer in time"), "host.names", Level.FAULT, "time"),
     "a name service that takes its time": (slow_names, "host.names", Level.WARNING, "time getent"),
     "no account of the listener": (answer("getent passwd", 2, ""), "host.names", Level.FAULT, "systemd-sysusers"),
-    "SSSD down": (
-        lambda host: (host.answers.update({INFOPIPE: Ran(1, "")}), unit("sssd.service", "ActiveState=failed\n")(host)),
-        "host.sssd", Level.FAULT, "systemctl status sssd"),
-    "SSSD without InfoPipe": (
-        lambda host: (host.answers.update({INFOPIPE: Ran(1, "")}), unit("sssd.service", "ActiveState=active\n")(host)),
-        "host.sssd", Level.WARNING, "sssd-dbus"),
+    "SSSD down, which D-Bus would start for whoever asks it": (
+        unit("sssd.service", "ActiveState=failed\n"), "host.sssd", Level.FAULT, "systemctl status sssd"),
+    "SSSD without InfoPipe": (answer(INFOPIPE, 1, ""), "host.sssd", Level.WARNING, "sssd-dbus"),
     "an SSSD domain offline": (
         answer(f"{INFOPIPE} /org/freedesktop/sssd/infopipe/Domains/example", 0, "b false\n"),
         "host.sssd", Level.WARNING, "sssctl"),

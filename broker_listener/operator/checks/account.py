@@ -2,12 +2,21 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from broker_listener.operator.checks.daemons import program
-from broker_listener.operator.checks.finding import Finding, Inputs, Question, fault, not_asked, ok
+from broker_listener.operator.checks.finding import (
+    Finding,
+    Inputs,
+    Question,
+    fault,
+    not_asked,
+    ok,
+    open_to_others,
+)
 
 CURES: Final = {
     "invalid_name": "rename the user in KNIME, or users.qualified_names for user@domain",
@@ -53,25 +62,52 @@ def _decision(subject: str, said: dict[str, object]) -> Iterator[Finding]:
 
 
 def _directories(inputs: Inputs, said: dict[str, object]) -> Iterator[Finding]:
-    """Say of the home and the workspace what a start would meet; a missing one is made."""
+    """Say of the home and the workspace what a start would meet."""
     account = said.get("account")
     if not isinstance(account, dict):
         return
     for key, path in (("home", account.get("home")), ("workspace", said.get("workspace")), ("temp", said.get("temp"))):
-        subject, directory = f"account.{key}", inputs.at(str(path))
-        status = directory.lstat() if _is_there(directory) else None
-        if status is None:
-            yield ok(subject, f"{path} is not there and would be made")
-        elif status.st_uid != account["uid"] or not directory.is_dir() or directory.is_symlink():
-            seen = f"{path} is no directory of uid {account['uid']}, it is uid {status.st_uid}'s"
-            kind = "home_conflict" if key == "home" else "workspace_conflict"
-            yield fault(subject, f"{seen}: {kind}", f"move it away, or chown {account['name']} {path}")
+        subject, kind = f"account.{key}", "home_conflict" if key == "home" else "workspace_conflict"
+        directory, whose = inputs.at(str(path)), str(account["name"])
+        if not (directory.exists() or directory.is_symlink()):
+            yield from (
+                _missing_home(inputs, whose, Path(str(path))) if key == "home" else [_would_be_made(subject, path)]
+            )
+            continue
+        status, uid = directory.lstat(), account["uid"]
+        seen = f"{path}: uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
+            yield fault(
+                subject, f"{seen}, is no directory of uid {uid}: {kind}", f"move it away, or chown {whose} {path}"
+            )
+        elif key == "home" and status.st_mode & 0o022:
+            yield fault(subject, f"{seen}, others can write it: {kind}", f"chmod go-w {path}")
+        elif key != "home" and directory.is_mount():
+            yield fault(
+                subject, f"{seen}, is a mount point: {kind}", f"mount the whole {Path(str(path)).parent}, not it"
+            )
         else:
-            yield ok(subject, f"{path} belongs to {account['name']}, mode {status.st_mode & 0o7777:04o}")
+            yield ok(subject, f"{path} belongs to {whose}, mode {status.st_mode & 0o7777:04o}")
 
 
-def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
+def _missing_home(inputs: Inputs, whose: str, home: Path) -> Iterator[Finding]:
+    """Say whether the helper would make it: below a root of homes, in a directory that is root's alone."""
+    subject, roots, parent = "account.home", inputs.configuration.helper.users.home_roots, home.parent
+    seen = f"{home} is not there"
+    if not any(parent.is_relative_to(root) for root in roots):
+        advice = f"make it, or add {parent} to users.home_roots"
+        yield fault(subject, f"{seen}, nor below users.home_roots ({', '.join(roots)}): home_conflict", advice)
+    elif not inputs.at(parent).is_dir():
+        yield fault(subject, f"{seen}, nor is {parent}: home_conflict", f"install -d -m 0755 -o root -g root {parent}")
+    elif foreign := [path for path in (parent, *parent.parents) if open_to_others(inputs.at(path).stat())]:
+        advice = f"chown root:root {foreign[0]} && chmod go-w {foreign[0]}; or make the home of {whose} yourself"
+        yield fault(subject, f"{seen}, and {foreign[0]} can be changed by others than root: home_conflict", advice)
+    else:
+        yield _would_be_made(subject, home)
+
+
+def _would_be_made(subject: str, path: object) -> Finding:
+    return ok(subject, f"{path} is not there and would be made")
 
 
 QUESTIONS: Final[tuple[Question, ...]] = (would_start,)

@@ -48,14 +48,15 @@ def sssd(inputs: Inputs) -> Iterator[Finding]:
     if "sss" not in _sources(inputs, "passwd"):
         yield ok(subject, "users do not come from SSSD")
         return
+    # First, since asking InfoPipe would have D-Bus start it, and with it an SSSD that somebody stopped.
+    states = unit_states(inputs, ("sssd.service",))
+    if states and states["sssd.service"]["ActiveState"] != "active":
+        yield fault(subject, "SSSD is not running", "systemctl status sssd; jobs of users it knows are held")
+        return
     listed = _infopipe(inputs, "/org/freedesktop/sssd/infopipe", _INFOPIPE, "ListDomains")
     if listed is None:
-        states = unit_states(inputs, ("sssd.service",))
-        if states and states["sssd.service"]["ActiveState"] != "active":
-            yield fault(subject, "SSSD is not running", "systemctl status sssd; jobs of users it knows are held")
-        else:
-            advice = "install sssd-dbus and add ifp to `services` in sssd.conf: without it every unknown user is held"
-            yield warning(subject, "SSSD does not say whether it is online: InfoPipe is not there", advice)
+        advice = "install sssd-dbus and add ifp to `services` in sssd.conf: without it every unknown user is held"
+        yield warning(subject, "SSSD does not say whether it is online: InfoPipe is not there", advice)
         return
     domains = re.findall(r'"([^"]+)"', listed)
     online = {name: _infopipe(inputs, name, f"{_INFOPIPE}.Domains.Domain", "IsOnline") for name in domains}
