@@ -204,13 +204,13 @@ class Registry:
         """Give all that have processes: running, or ended with something left behind."""
         return [*self.by_user.values(), *self.leaving.values()]
 
-    def leave(self, executor: Executor) -> None:
-        """Note that the main process ended and that its end is recorded."""
+    def leave(self, executor: Executor, *, recorded: bool = True) -> None:
+        """Note that the main process ended; an end that could not be recorded is the next helper's to record."""
         self.by_user.pop(executor.user, None)
         self.leaving[executor.user] = executor
         self._seen.add(executor.user)
         with contextlib.suppress(OSError):  # a helper that is restarted now records the end once more
-            self.save(replace(executor, ended=True))
+            self.save(replace(executor, ended=recorded))
 
     def gone(self, executor: Executor) -> None:
         """Forget an executor of which nothing is left."""

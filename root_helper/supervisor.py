@@ -63,9 +63,9 @@ class Supervisor:
         same = sum(other.os_user == os_user for other in self.registry.everybody())
         full = self.free() == 0 or self.starts.stuck() or same >= self.config.users.max_per_os_user
         obstacles = (
+            (not self.audit.is_writable(), FailedReason.AUDIT_UNAVAILABLE, RETRY_AFTER),
             (user in self.registry.leaving, FailedReason.BACKING_OFF, LEFT_BEHIND),
             (self.draining, FailedReason.DRAINING, RETRY_AFTER),
-            (not self.audit.is_writable(), FailedReason.AUDIT_UNAVAILABLE, RETRY_AFTER),
             (self.starts.is_stuck(os_user), FailedReason.BACKING_OFF, RETRY_AFTER),
             (wait > 0, FailedReason.BACKING_OFF, wait),
             (full, FailedReason.AT_CAPACITY, RETRY_AFTER),
@@ -145,7 +145,7 @@ class Supervisor:
         event = replace(executor_event("exited", executor, how), duration_ms=round(lived * 1000))
         seq = self.audit.record_end(event)
         _log.info("exited user=%s pid=%d status=%s", executor.user, executor.pid, status)
-        self.registry.leave(executor)
+        self.registry.leave(executor, recorded=self.audit.fault is None)
         self.notify(Exited(executor.user, executor.uid, executor.pid, status, seq))
 
     def _seeing_off(self, executor: Executor) -> Steps:
@@ -159,10 +159,10 @@ class Supervisor:
                 if left and not number:
                     break
                 yield 0.0
-            if not left and not has_process(executor):  # who traces it keeps its user waiting, and no one else
+            if not left and not has_process(executor) and self.audit.fault is None:
                 self.registry.gone(executor)
                 return
-            yield _LOOK_AGAIN
+            yield _LOOK_AGAIN if self.audit.fault is None else RETRY_AFTER  # its state file stays while its end is in memory only
             number = int(signal.SIGKILL) if time.monotonic() >= kill_at else 0
 
     def _kill(self, executor: Executor) -> None:

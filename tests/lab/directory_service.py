@@ -55,8 +55,8 @@ enum nss_status _nss_kprtest_getpwnam_r(const char *name, struct passwd *entry, 
 }
 
 enum nss_status _nss_kprtest_getgrnam_r(const char *name, struct group *entry, char *text, size_t size, int *error) {
-  FILE *asked = fopen(TABLE ".asked", "ae");
-  if (asked) { fprintf(asked, "%s\n", name); fclose(asked); }
+  FILE *asked = fopen(TABLE ".asked", "r+e");
+  if (asked) { fseek(asked, 0, SEEK_END); fprintf(asked, "%s\n", name); fclose(asked); }
   if (strcmp(name, "large")) return NSS_STATUS_NOTFOUND;
   if (size < 1000000) { *error = ERANGE; return NSS_STATUS_TRYAGAIN; }
   static char *nobody[] = {NULL};
@@ -115,10 +115,10 @@ class DirectoryService:
         self._switch.write_text(f"passwd: {sources}\ngroup: {sources}\nshadow: files\n", encoding="ascii")
 
     def asked_groups(self) -> list[str]:
-        """Give the names of groups that it was asked for since this was asked last."""
+        """Give the groups that it was asked for since this was asked last; from the first time on it notes them."""
         asked = self._table.with_name("table.asked")
         names = asked.read_text(encoding="ascii").split() if asked.exists() else []
-        asked.unlink(missing_ok=True)
+        asked.write_text("", encoding="ascii")
         return names
 
     def pam_permits(self) -> None:

@@ -79,6 +79,27 @@ def test_what_runs_goes_on_and_its_end_is_written_when_there_is_room(
     assert helper.audit()[-1]["event"] == "helper_stopped"
 
 
+def test_an_end_that_could_not_be_written_is_written_by_the_next_helper(
+    helper: HelperUnderTest, disk: Path, alice: OsUser
+) -> None:
+    """Restarting the helper is what an administrator does when the log is out of order."""
+    helper.start()
+    pid = helper.client().ensure(alice.name)["pid"]
+    ballast = fill(helper, disk)
+    client = helper.client()
+    client.ask("list", after="")
+    os.kill(pid, signal.SIGKILL)
+    client.wait_for_notice(user=alice.name)
+    wait_for(lambda: none_of(alice), 5.0, "nothing of the executor")
+    assert client.ensure(alice.name)["reason"] == "audit_unavailable"
+    helper.kill()
+    ballast.unlink()
+    helper.start_again()
+    helper.wait_for_event(event="exited", user=alice.name, pid=pid)
+    wait_for(lambda: helper.client().ensure(alice.name)["result"] == "started", 10.0, "a start")
+    assert helper.events(alice.name).count("exited") == 1
+
+
 def test_a_disk_that_fills_up_during_a_start_ends_it_before_anything_is_executed(
     helper: HelperUnderTest, disk: Path, alice: OsUser
 ) -> None:

@@ -69,7 +69,6 @@ def test_while_slapd_is_away_users_whom_sssd_has_judged_before_are_given_executo
     assert reports[running]["pid"] == before[running]["pid"] != reports[judged]["pid"]
 
 
-@pytest.mark.xfail(strict=True, reason="the helper takes SSSD's offline \"permission denied\" for the directory's word")
 def test_while_slapd_is_away_a_user_whom_sssd_knows_but_has_not_judged_yet_is_not_parked(site: BootedSite) -> None:
     """SSSD denies access offline to whom its cache has no verdict on (sssd-ldap(5), ldap_access_order)."""
     (known,) = site.fresh_users(1)
