@@ -104,7 +104,8 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
         Fault.NO_EXECUTOR_NOW: "helper starts no executor now, the jobs are held and it is asked again",
         Fault.HELD_TOO_LONG: "jobs were held for broker.max_hold and went back to the queue unchanged; "
         "see why the user has no executor",
-        Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding",
+        Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding, "
+        "and whether its queue is full",
         Fault.PARKED: "message was parked; knime-peruser parked list tells why",
         Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? see knime-peruser parked",
         Fault.HOLDING_FULL: "no further jobs are taken until half of those held are gone; "
