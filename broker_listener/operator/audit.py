@@ -25,7 +25,9 @@ from broker_listener.operator.output import manual, print_json, print_line, say,
 from protocol.settings import shown_key
 
 _LOG: Final = click.option(
-    "--log", type=click.Path(dir_okay=False, path_type=Path), help="Another log, or a copy; default: helper.toml's."
+    "--log",
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    help="Another log, or a copy; default: helper.toml's.",
 )
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -60,7 +60,7 @@ HISTORY: Final = 20
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--status-socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # who may not ask is told so below, not that it is no path
     default=PATH,
     show_default=True,
     help="Where the listener tells its status.",

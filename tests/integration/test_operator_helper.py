@@ -51,6 +51,7 @@ def test_stop_ends_when_the_executor_has_ended_and_says_so(helper: HelperUnderTe
     (pid,) = started(helper, alice)
     first = said(helper, "stop", alice.name)
     assert is_gone(pid)
+    assert f"waiting for {alice.name}'s executor, pid {pid}, to end" in first.err
     assert (first.status, first.out.partition(", after")[0]) == (
         0,
         f"{alice.name}'s executor, pid {pid}, has ended",
@@ -180,6 +181,7 @@ def test_audit_show_gives_who_ran_what_as_whom_and_refuses_who_may_not_read_it(
     helper.start()
     (pid, _) = started(helper, alice, bob)
     helper.client().ensure("root")
+    log = str(helper.installation.audit_log)
     shown = said(helper, "audit", "show", "--event", "started", "--user", alice.name, "--json")
     assert shown.status == 0
     record = shown.json
@@ -188,7 +190,11 @@ def test_audit_show_gives_who_ran_what_as_whom_and_refuses_who_may_not_read_it(
     assert "root" in table.out
     assert "denied_user" in table.out
     assert said(helper, "audit", "show", "--user", "nobody-at-all").status == 1
-    assert run(helper.installation, "audit", "show", user=LISTENER).status == 4
+    for words in (["show"], ["verify"], ["show", "--log", log], ["verify", "--log", log]):
+        refused = run(helper.installation, "audit", *words, user=LISTENER)
+        assert (refused.status, "root and group adm" in refused.err) == (4, True), words
+    assert said(helper, "audit", "verify", "--log", "/nonexistent/audit.jsonl").status == 1
+    assert said(helper, "audit", "verify", "--anchors", str(helper.installation.helper_toml)).status == 2
     assert said(helper, "audit", "show", "--since", "soon").status == 2
 
 

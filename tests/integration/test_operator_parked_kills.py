@@ -110,6 +110,7 @@ def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_sta
         assert counts.stopped is None
         assert place.bodies("knime-jobs") == sent, frame
         assert counts.in_doubt <= 1
+        assert was_killed or not counts.in_doubt
         doubts += counts.in_doubt
         assert place.change("drop", Criteria(in_doubt=True)).done == counts.in_doubt
         assert place.bodies(QUEUE) == Counter()
@@ -143,6 +144,7 @@ def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, tro
         place.bodies("knime-jobs").pop(b"fills it", None)
         channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
         counts = place.change("retry")
+        assert was_killed or not counts.in_doubt, "who saw the refusal knows"
         doubts += counts.in_doubt
         again = place.change("retry", Criteria(in_doubt=True))
         assert again.done == counts.in_doubt
