@@ -50,8 +50,26 @@ class Wanted:
     accept: tuple[str, ...]
 
 
+class _Check(click.Command):
+    """The command, where wrong usage is what Nagios calls unknown: its 2 would be critical."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """Parse the command line."""
+        for_nagios = "--nagios" in args  # parsing takes them out
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if not for_nagios:
+                raise
+            print_line(f"KNIME-PERUSER UNKNOWN - {escaped(error.format_message())}")
+            raise click.exceptions.Exit(UNKNOWN) from None
+
+
 @click.command(
     "check",
+    cls=_Check,
     help=manual(
         """\
         Ask whether this installation is sound, and what to do where it is not.

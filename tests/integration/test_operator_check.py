@@ -411,6 +411,10 @@ def test_nagios_is_told_unknown_where_nothing_could_be_asked(sound: Checked) -> 
     assert run.returncode == 3
     assert run.stdout.startswith("KNIME-PERUSER UNKNOWN - ")
     assert sound.run().returncode == 2
+    for words in (["--nonsense"], ["--server-config", "/nonexistent"]):
+        assert sound.run(*words).returncode == 2
+        run = sound.run("--nagios", *words)
+        assert (run.returncode, words[0] in run.stdout) == (3, True), run.stdout
 
 
 def test_no_warning_and_no_fault_is_without_one_of_these_tests(installed: Checked) -> None:

@@ -52,6 +52,7 @@ class Host:
         self.root = root
         self.answers: dict[str, Ran] = {
             "getent passwd": Ran(2, "knime-listener:x:999:999::/:/usr/sbin/nologin\n"),
+            "getent passwd --": Ran(2, "daemon:x:1:1:daemon:/:/usr/sbin/nologin\n"),
             "getent -s": Ran(2, ""),
             "systemctl show": Ran(0, "\n".join(map(UNITS.format, RUNNING_UNITS))),
             "timedatectl show": Ran(0, "yes\n"),
@@ -420,6 +421,13 @@ def test_what_cannot_be_read_is_a_finding_and_the_other_questions_are_asked(host
     shutil.rmtree(host.root / "etc/knime-peruser")
     subjects = {finding.subject for finding in host.findings()}
     assert {"daemons.files", "installation.owner"} <= subjects
+
+
+def test_a_directory_service_that_hangs_keeps_nobody_waiting_for_the_owners_of_workspaces(host: Host) -> None:
+    workspace("daemon", 1)(host)
+    host.answers["getent passwd --"] = Ran(None, "getent: no answer in time")
+    (found,) = [finding for finding in host.findings() if finding.subject == "workspaces.owners"]
+    assert found.level is Level.NOT_ASKED
 
 
 def test_no_finding_quotes_a_credential(host: Host) -> None:

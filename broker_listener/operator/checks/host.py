@@ -28,13 +28,12 @@ _INFOPIPE: Final = "org.freedesktop.sssd.infopipe"
 
 def names(inputs: Inputs) -> Iterator[Finding]:
     """Ask whether the name service answers, also for a name that nobody has."""
-    subject, begun = "host.names", monotonic()
-    ran = inputs.run(["getent", "passwd", inputs.configuration.helper.socket.listener_user, "kpr-nobody-is-called-so"])
+    subject, begun, account = "host.names", monotonic(), inputs.configuration.helper.socket.listener_user
+    ran = inputs.run(["getent", "passwd", account, "kpr-nobody-is-called-so"])
     seconds = monotonic() - begun
     if ran.status is None:
         yield fault(subject, f"no answer: {ran.output}", "time getent passwd NAME; every start waits for it")
-    elif not ran.output.strip():
-        account = inputs.configuration.helper.socket.listener_user
+    elif not ran.output.startswith(f"{account}:"):
         yield fault(subject, f"there is no account {account}", "systemd-sysusers, or install the package again")
     elif seconds > SLOW:
         yield warning(subject, f"an answer took {seconds:.1f} s", "time getent passwd NAME; every start waits for it")

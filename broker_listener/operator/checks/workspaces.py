@@ -2,9 +2,8 @@
 
 import errno
 import os
-import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from broker_listener.operator.checks.finding import (
     Inputs,
     Question,
     fault,
+    not_asked,
     ok,
     open_to_others,
     warning,
@@ -20,7 +20,7 @@ from broker_listener.operator.checks.finding import (
 
 LOW_PER_CENT: Final = 10
 MAX_NAMED: Final = 5
-MAX_DIRECTORIES: Final = 5000
+MAX_DIRECTORIES: Final = 2000
 
 
 def parents(inputs: Inputs) -> Iterator[Finding]:
@@ -76,8 +76,11 @@ def owners(inputs: Inputs) -> Iterator[Finding]:
     subject, path = "workspaces.owners", inputs.configuration.helper.executor.workspaces
     if not (directory := inputs.at(path)).is_dir():
         return
-    names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
-    strange = [found for name in names[:MAX_DIRECTORIES] if (found := _stranger(directory / name, path))]
+    names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))[:MAX_DIRECTORIES]
+    if (uids := _uids(inputs, names)) is None:
+        yield not_asked(subject, "the name service does not answer in time", "time getent passwd NAME")
+        return
+    strange = [found for name in names if (found := _stranger(directory / name, path, uids))]
     if not strange:
         yield ok(subject, f"{len(names)} workspaces, each its own account's")
         return
@@ -100,15 +103,31 @@ def _trees(inputs: Inputs) -> dict[str, str]:
     return {"workspaces": executor.workspaces, "temp": executor.temp}
 
 
-def _stranger(workspace: Path, parent: str) -> tuple[str, str] | None:
+def _uids(inputs: Inputs, names: list[str]) -> dict[str, int] | None:
+    """Give the uid of each workspace's account that there is; None where the name service does not answer in time.
+
+    Asked in a process of its own: a directory service that hangs would hold this one for minutes.
+    """
+    if not (accounts := {_account(name) for name in names}):
+        return {}  # without a name getent would list everybody
+    ran = inputs.run(["getent", "passwd", "--", *sorted(accounts)])
+    if ran.status is None:
+        return None
+    lines = [line.split(":") for line in ran.output.splitlines()]
+    return {line[0]: int(line[2]) for line in lines if len(line) > 2 and line[0] in accounts and line[2].isdecimal()}
+
+
+def _account(name: str) -> str:
+    return name.partition("+")[0]
+
+
+def _stranger(workspace: Path, parent: str, uids: Mapping[str, int]) -> tuple[str, str] | None:
     """Say what is wrong with a workspace and what to do, None where nothing is."""
-    status, account = workspace.lstat(), workspace.name.partition("+")[0]
+    status, account = workspace.lstat(), _account(workspace.name)
     path = f"{parent}/{workspace.name}"
     if not stat.S_ISDIR(status.st_mode):
         return f"{path} is no directory", f"move {path} away"
-    try:
-        uid = pwd.getpwnam(account).pw_uid
-    except KeyError:
+    if (uid := uids.get(account)) is None:
         if workspace.name.endswith("_temp"):
             return f"{path} was the predecessor's temporary directory", f"remove {path} when nobody misses it"
         return f"{path} has no account: nobody is called {account}", f"keep or remove {path}; it harms nobody"
