@@ -162,7 +162,7 @@ class Supervisor:
             if not left and not has_process(executor) and self.audit.fault is None:
                 self.registry.gone(executor)
                 return
-            yield _LOOK_AGAIN if self.audit.fault is None else RETRY_AFTER  # its state file stays while its end is in memory only
+            yield _LOOK_AGAIN if self.audit.fault is None else RETRY_AFTER  # an end in memory only: the file stays
             number = int(signal.SIGKILL) if time.monotonic() >= kill_at else 0
 
     def _kill(self, executor: Executor) -> None:

@@ -216,6 +216,8 @@ def test_a_directory_that_answers_with_what_no_user_may_be_starts_nothing(
     helper.directory.holds([f"remote answer {answer} /nonexistent"])
     reply = helper.client().ensure("remote")
     assert (reply["result"], reply["reason"]) == ("refused", reason)
+    given, uid, _ = answer.replace(" 4294967295", " -1").split()
+    assert f"'remote': is '{given}', uid {uid} to the directory" in helper.log.read_text()
     assert helper.events("remote") == ["request", "result"]
     assert names_in(helper.installation.workspaces) == []
     wait_for(lambda: len(children(helper.pid)) == 1, 5.0, "nobody but the gate")
