@@ -178,12 +178,6 @@ class BootedSite:
         headers = pika.BasicProperties(headers={"canHandle": False}, delivery_mode=2)
         self.server.publish_raw(json.dumps(body).encode(), headers)
 
-    def counted(self, counter: str) -> float:
-        """Give a counter of the listener's metrics, such as ``jobs_returned``."""
-        page = self.machine.run("/usr/bin/python3", "-c", _FETCH, "http://127.0.0.1:9469/metrics")
-        (line,) = (line for line in page.splitlines() if line.startswith(f"knime_peruser_{counter}_total "))
-        return float(line.split()[1])
-
     def executors(self) -> dict[str, list[int]]:
         """Give the pids in each scope below the slice, by the scope's name."""
         text = self.machine.run("sh", "-c", f"grep -H . {_SLICE_CGROUP}/*/cgroup.procs 2>/dev/null || true")
@@ -301,7 +295,6 @@ s.connect("/run/knime-peruser/operator.sock")
 s.send(sys.argv[1].encode())
 print(s.recv(4096).decode(), end="")
 """
-_FETCH: Final = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())"
 _RABBITMQ: Final = f"""\
 listeners.tcp.1 = 127.0.0.1:{_PORT}
 load_definitions = /etc/rabbitmq/definitions.json

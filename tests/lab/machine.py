@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -122,11 +123,17 @@ class Machine:
             self._nspawn.wait(30)
         self._nspawn.kill()
         self._nspawn.wait()
-        self._nspawn = None
+        self._nspawn, self._init = None, 0
 
     def remove(self) -> None:
-        """End it and delete everything."""
-        self.power_off()
+        """End it, which nothing in it needs to take note of, and delete everything."""
+        if self._nspawn is not None and self._nspawn.poll() is None:
+            if self._init:
+                os.kill(self._init, signal.SIGKILL)  # and with its init, all that is in it
+                with suppress(subprocess.TimeoutExpired):
+                    self._nspawn.wait(30)
+            self._nspawn.kill()
+            self._nspawn.wait()
         for _ in range(20):
             if not os.path.ismount(self._cgroups):
                 break

@@ -59,36 +59,40 @@ def test_limits_of_all_and_of_the_first_group_are_those_of_the_scope(site: Boote
         assert {key: lines[key] for key in wanted} == wanted
 
 
-def test_of_a_hundred_starts_at_once_every_executor_is_only_ever_in_its_own_scope(site: BootedSite) -> None:
-    """Looked at all the time: no executor's scope ever holds a process of somebody else."""
+def test_of_a_hundred_starts_at_once_every_executor_and_its_children_are_only_ever_in_their_own_scope(
+    site: BootedSite,
+) -> None:
+    """Looked at all the time: no scope holds a process of somebody else, and no other cgroup one of theirs."""
     users = site.directory.names[100:200]
     uids: dict[str, set[int]] = {}
     done = threading.Event()
 
     def look() -> None:
         while not done.wait(0.02):
-            for scope, owner in _owners(site):
-                uids.setdefault(scope, set()).add(owner)
+            for cgroup, owner in _owners(site):
+                uids.setdefault(cgroup, set()).add(owner)
 
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        reports = site.jobs_of(users, seconds=90, report="full")
+        for user in users:
+            site.publish_shell(user, "setsid sleep 100 >/dev/null 2>&1 & cat /proc/$!/cgroup")
+        reports = {report["user"]: report for report in site.server.results(len(users), seconds=120)}
     finally:
         done.set()
         looking.join()
     # root is the worker itself, which enters its scope just before it becomes the user
-    assert {scope: found - {0} for scope, found in uids.items()} == {
-        f"knime-executor-{user}.scope": {uid(user)} for user in users
-    }
-    assert {user: report["uids"][0] for user, report in reports.items()} == {user: uid(user) for user in users}
-    assert all(f"/knime-executor-{user}.scope\n" in report["cgroup"] for user, report in reports.items())
+    found = {cgroup: owners - {0} for cgroup, owners in uids.items() if owners & set(map(uid, users))}
+    assert found == {f"knime-executor-{user}.scope": {uid(user)} for user in users}
+    assert {user: report["uid"] for user, report in reports.items()} == {user: uid(user) for user in users}
+    assert all(f"/knime-executor-{user}.scope\n" in report["shell"]["output"] for user, report in reports.items())
+    assert {len(pids) for pids in site.executors().values()} == {2}
 
 
 def _owners(site: BootedSite) -> Iterator[tuple[str, int]]:
-    """Give each scope with the real uid of each of its processes, as the host sees them."""
-    for scope in site.machine.cgroup("knime.slice/knime-executors.slice").glob("*.scope"):
+    """Give each cgroup of the machine with the real uid of each of its processes, as the host sees them."""
+    for processes in site.machine.cgroup("/").rglob("cgroup.procs"):
         with suppress(OSError):  # it ended meanwhile
-            for pid in (scope / "cgroup.procs").read_text(encoding="ascii").split():
+            for pid in processes.read_text(encoding="ascii").split():
                 status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-                yield scope.name, int(status.partition("\nUid:")[2].split(maxsplit=1)[0])
+                yield processes.parent.name, int(status.partition("\nUid:")[2].split(maxsplit=1)[0])

@@ -7,12 +7,13 @@ import re
 import secrets
 import sys
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.lab.booted_site import CHECKOUT, HELPER, LISTENER, BootedSite, booted_site
-from tests.lab.machine import PACKAGES
+from tests.lab.machine import JAVA, PACKAGES
 from tests.lab.network_drive import DRIVE_PACKAGES
 from tests.lab.processes import wait_for
 
@@ -34,6 +35,17 @@ def capabilities() -> list[str]:
     return " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)).split()
 
 
+def results(site: BootedSite, user: str) -> list[dict[str, Any]]:
+    return [record for record in site.audit(user) if record["event"] == "result"]
+
+
+def gates_ended(site: BootedSite) -> int:
+    """Say how often the helper that runs now has noted its gate's end."""
+    invocation = site.show(HELPER, "InvocationID")
+    entries = site.machine.journal(f"_SYSTEMD_INVOCATION_ID={invocation}")
+    return sum("the gate ended" in entry["MESSAGE"] for entry in entries)
+
+
 def fails_without(site: BootedSite, capability: str) -> str:
     """Take one capability away and give a user an executor, then end it; say what does not work."""
     site.configure_helper(limits={"stop_grace": 1.0})
@@ -44,12 +56,10 @@ def fails_without(site: BootedSite, capability: str) -> str:
         return "the helper does not start"
     (user,) = site.fresh_users(1)
     site.server.publish(user)
-    try:
-        wait_for(lambda: any(record["event"] == "result" for record in site.audit(user)), 5, "the answer")
-    except TimeoutError:
-        assert not site.server.further_results(0)
+    wait_for(lambda: results(site, user) or gates_ended(site) >= 3, 20, "an answer, or the third end of a gate")
+    if not results(site, user):
         return "the gate does not start, nobody can ask the helper"
-    result = next(record for record in site.audit(user) if record["event"] == "result")
+    result = results(site, user)[0]
     if result["decision"] != "started":
         return f"no executor starts: `{result['reason']}`"
     site.ask_helper(op="stop", user=user)
@@ -60,10 +70,22 @@ def fails_without(site: BootedSite, capability: str) -> str:
     return "nothing"
 
 
-def measured(site: BootedSite) -> str:
+def exposures(site: BootedSite) -> tuple[str, ...]:
+    """Give systemd's version and each unit's exposure: a column of the table."""
     version = site.machine.run("systemctl", "--version").split()[1]
-    lines = [f"| unit | exposure, systemd {version} | limit |", "| --- | --- | --- |"]
-    lines += [f"| `{unit}` | {exposure(site, unit)} | {most} |" for unit, most in MOST.items()]
+    return (f"exposure, systemd {version}", "---", *(str(exposure(site, unit)) for unit in MOST))
+
+
+def documented_exposures() -> list[tuple[str, ...]]:
+    """Give the columns that SECURITY.md has."""
+    part = SECURITY.read_text(encoding="utf-8").partition(BEGIN)[2].partition("\n\n")[0]
+    return list(zip(*(row.strip("| ").split(" | ") for row in part.splitlines()), strict=True))[1:-1]
+
+
+def measured(site: BootedSite, columns: list[tuple[str, ...]]) -> str:
+    names = ("unit", "---", *(f"`{unit}`" for unit in MOST))
+    limits = ("limit", "---", *map(str, MOST.values()))
+    lines = [f"| {' | '.join(row)} |" for row in zip(names, *columns, limits, strict=True)]
     lines += ["", "| without | what fails |", "| --- | --- |"]
     for capability in capabilities():
         lines.append(f"| `{capability}` | {fails_without(site, capability)} |")
@@ -77,14 +99,19 @@ def security_with(part: str) -> str:
 
 
 def test_exposure_and_capabilities_are_as_security_md_says_and_within_the_limits(site: BootedSite) -> None:
-    """And without each capability something fails: none is there for nothing."""
-    part = measured(site)
+    """And without each capability something fails: none is there for nothing. Systemd 257's: test_debian_13."""
+    ours, newer = documented_exposures()
+    part = measured(site, [exposures(site), newer])
     assert security_with(part) == SECURITY.read_text(encoding="utf-8")
     assert "| nothing |" not in part
-    assert all(exposure(site, unit) <= most for unit, most in MOST.items())
+    assert all(float(figure) <= most for figure, most in zip(ours[2:], MOST.values(), strict=True))
 
 
-if __name__ == "__main__":
-    packages = (*PACKAGES, *DRIVE_PACKAGES)  # the image that the other tests use
-    for made in booted_site("bookworm", Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}"), packages):
-        SECURITY.write_text(security_with(measured(made)), encoding="utf-8")
+def _directory() -> Path:
+    return Path(f"/var/lib/kpr-machine-{secrets.token_hex(4)}")
+
+
+if __name__ == "__main__":  # on the images that the other tests use
+    columns = [exposures(made) for made in booted_site("trixie", _directory(), (*PACKAGES, *JAVA))]
+    for made in booted_site("bookworm", _directory(), (*PACKAGES, *DRIVE_PACKAGES)):
+        SECURITY.write_text(security_with(measured(made, [exposures(made), *columns])), encoding="utf-8")

@@ -48,12 +48,14 @@ def test_it_runs_on_the_very_units_with_executors_in_scopes_and_takes_all_back(m
     assert _traces(machine) ^ before == set()
 
 
+@pytest.mark.parametrize("bare_host", ["bookworm"], indirect=True)
 def test_without_keep_it_ends_with_0_and_leaves_nothing(machine: InstalledMachine) -> None:
     before = _traces(machine)
     assert machine.status(QUICKSTART) == 0
     assert _traces(machine) ^ before == set()
 
 
+@pytest.mark.parametrize("bare_host", ["bookworm"], indirect=True)
 def test_it_starts_nothing_where_executors_of_an_installation_run(machine: InstalledMachine) -> None:
     """An installation that was purged leaves them; the quickstart's helper would adopt them."""
     properties = ("--scope", "--slice=knime-executors.slice", "--unit=knime-executor-dave.scope")
@@ -68,6 +70,7 @@ def test_it_starts_nothing_where_executors_of_an_installation_run(machine: Insta
         machine.run("systemctl", "stop", "knime.slice")
 
 
+@pytest.mark.parametrize("bare_host", ["bookworm"], indirect=True)
 def test_a_unit_that_does_not_start_is_told_with_its_messages_and_taken_back(machine: InstalledMachine) -> None:
     unit = machine.root / "root/checkout/systemd/knime-broker-listener.service"
     unit.write_text(

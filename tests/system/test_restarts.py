@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.lab.booted_site import HELPER, LISTENER, SLICE, BootedSite
+from tests.lab.ldap import uid
 from tests.lab.processes import wait_for
 
 
@@ -39,28 +40,31 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_killed_helpers_thirty_executors_are_all_adopted_whatever_became_of_its_state_files(
-    site: BootedSite, damage: str
-) -> None:
-    users = site.directory.names[100:130]
+def runs_anew(site: BootedSite, old: int) -> bool:
+    """Say whether the helper has taken up its work in another process."""
+    return site.main_pid(HELPER) not in {0, old} and site.show(HELPER, "ActiveState") == "active"
+
+
+def test_a_killed_helpers_fifty_executors_are_all_adopted_whatever_became_of_its_state_files(site: BootedSite) -> None:
+    """Three times over, the state files whole, then emptied, cut or filled with nonsense, then gone."""
+    users = site.directory.names[100:150]
     before = {user: report["pid"] for user, report in site.jobs_of(users).items()}
     started = [
         (record["os_user"], record["uid"], record["pid"]) for record in site.audit() if record["event"] == "started"
     ]
-    site.systemctl("kill", "-s", "KILL", HELPER)
-    site.machine.run("sh", "-ec", f"cd /run/knime-peruser/executors; {DAMAGE[damage]}")
-    wait_for(lambda: site.show(HELPER, "SubState") == "running", 10, "the restarted helper")
-    after = {user: report["pid"] for user, report in site.jobs_of(users).items()}
-    assert after == before
-    assert {entry.user: (entry.os_user, entry.uid, entry.pid) for entry in site.listed()} == {
-        user: next(facts for facts in started if facts[2] == pid) for user, pid in before.items()
-    }
-    assert len(site.executors()) == 30
+    facts = {user: next(facts for facts in started if facts[2] == pid) for user, pid in before.items()}
+    for damage in DAMAGE.values():
+        old = site.main_pid(HELPER)
+        kill = f"systemctl kill -s KILL {HELPER}"
+        site.machine.run("sh", "-ec", f"cd /run/knime-peruser/executors; {kill}; {damage}")
+        wait_for(lambda old=old: runs_anew(site, old), 30, "the restarted helper")
+        assert {user: report["pid"] for user, report in site.jobs_of(users).items()} == before
+        assert {entry.user: (entry.os_user, entry.uid, entry.pid) for entry in site.listed()} == facts
+        assert len(site.executors()) == len(users)
     # and each end is still noticed
     victim = users[0]
     site.machine.run("kill", "-KILL", str(before[victim]))
-    wait_for(lambda: site.audit(victim)[-1]["event"] == "exited", 5, "the record of the end")
+    wait_for(lambda: site.audit(victim)[-1]["event"] == "exited", 10, "the record of the end")
     assert site.job(victim)["pid"] != before[victim]
 
 
@@ -94,20 +98,43 @@ def test_an_executor_that_ignores_sigterm_does_not_lock_its_user_out(site: Boote
     assert site.job(user)["pid"] != before["pid"]
 
 
-@pytest.mark.parametrize("child", ["setsid", """setsid sh -c 'trap "" TERM; exec "$@"' -"""])
-def test_a_child_that_holds_a_lock_is_gone_before_the_next_executor_starts(site: BootedSite, child: str) -> None:
-    """A launcher was killed, what it had started lives on; one that ignores SIGTERM is killed, too."""
+LEFT_BEHIND = """\
+import fcntl, os, pathlib, pika, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.SIG_DFL)
+connection = pika.BlockingConnection(pika.URLParameters(os.environ["KNIME_EXECUTOR_MSGQ"]))
+lock = open(".metadata/.lock", "ab")
+pathlib.Path("left-behind").touch()
+fcntl.flock(lock, fcntl.LOCK_EX)
+time.sleep(1000)
+"""
+"""What a launcher starts: it holds a broker connection of its own, and the workspace once the launcher has died."""
+
+
+@pytest.mark.parametrize("sigterm", ["heeded", "ignored"])
+def test_a_child_that_holds_the_workspace_and_a_broker_connection_is_gone_before_the_next_executor_starts(
+    site: BootedSite, sigterm: str
+) -> None:
+    """A launcher was killed, what it had started lives on. Its connection never counts as the next one's."""
     site.configure_helper(limits={"stop_grace": 1.0})
     (user,) = site.fresh_users(1)
     before = site.job(user)
-    site.shell(user, f"{child} flock .metadata/.lock sleep 1000 >/dev/null 2>&1 &")
+    site.machine.write("/opt/knime/left_behind.py", LEFT_BEHIND)
+    start = f"setsid /usr/bin/python3 /opt/knime/left_behind.py {sigterm} >/dev/null 2>&1 &"
+    site.shell(user, f"{start} until test -e left-behind; do sleep 0.1; done")
     (old,) = site.executors().values()
-    assert len(old) >= 2
+    assert len(old) == 2
+    site.configure_knime(start_time=2.0)
     site.machine.run("kill", "-KILL", str(before["pid"]))
+    wait_for(lambda: site.audit(user)[-1]["event"] == "exited", 10, "the record of the end")
     after = site.job(user)
     (now,) = site.executors().values()
     assert now == [after["pid"]]
+    *_, ended, began = [record for record in site.audit(user) if record["event"] in {"exited", "started"}]
+    assert [ended["event"], began["event"]] == ["exited", "started"]
     assert [record["event"] for record in site.audit(user)].count("exited") == 1
+    lines = site.machine.journal("-u", LISTENER, f"--since=@{int(began['time'])}")
+    (ready,) = (line for line in lines if f"user={user} state=probing was=starting" in line["MESSAGE"])
+    assert int(ready["__REALTIME_TIMESTAMP"]) / 1e6 >= began["time"] + 2.0, "it has not connected before"
 
 
 def test_stopping_the_slice_ends_all_executors_in_good_order(site: BootedSite) -> None:
@@ -121,13 +148,19 @@ def test_stopping_the_slice_ends_all_executors_in_good_order(site: BootedSite) -
     assert site.jobs_of(users, seconds=60).keys() == set(users)
 
 
-def test_after_a_reboot_the_next_job_runs(site: BootedSite) -> None:
+def test_after_a_reboot_the_jobs_that_ran_or_were_queued_run(site: BootedSite) -> None:
     """Both units are enabled; what the boot before left in the state directory is no executor."""
-    (user,) = site.fresh_users(1)
-    before = site.job(user)
-    site.server.publish(user)
-    site.server.results(1)
+    known, unknown = site.fresh_users(2)
+    before = site.job(known)
+    site.systemctl("stop", LISTENER)
+    for number in range(3):
+        site.publish_shell(known, f"echo began >> ~/began-{number}; sleep 2; touch ~/ran-{number}")
+    site.publish_shell(unknown, "touch ~/ran-0")
+    home = site.machine.root / "home"
+    wait_for((home / known / "began-0").exists, 10, "the first job")
+    assert not (home / unknown).exists()
     site.reboot()
-    after = site.job(user)
-    assert after["uid"] == before["uid"]
-    assert len(site.executors()) == 1
+    ran = [*(home / known / f"ran-{number}" for number in range(3)), home / unknown / "ran-0"]
+    wait_for(lambda: all(path.exists() for path in ran), 60, "the jobs of before the reboot")
+    assert [path.stat().st_uid for path in ran] == [before["uid"]] * 3 + [uid(unknown)]
+    assert len(site.executors()) == 2
