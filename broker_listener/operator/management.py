@@ -51,6 +51,10 @@ class Management:
         """Give the virtual host's consumers."""
         return _objects(self._get("consumers"))
 
+    def everything(self, kind: str) -> list[Object]:
+        """Give the virtual host's ``queues``, ``exchanges`` or ``bindings``."""
+        return _objects(self._get(kind))
+
     def permissions(self, account: str) -> Object | None:
         """Give what an account may do in the virtual host."""
         return cast("Object | None", self._get("permissions", account))

@@ -55,8 +55,9 @@ class Access:
 
           rabbitmqctl set_permissions -p / knime-listener '^knime-jobs\\.parked$|^knime-peruser\\..*' '.*' '.*'
 
-        --management tells what AMQP does not: flags, limits, bindings, consumers and their prefetch, and how many jobs
-        were given back without being published.
+        --management tells what AMQP does not: exchanges, queues, their flags, limits and bindings, consumers and their
+        prefetch, and how many jobs were given back without being published. Look at the queues' names before you send
+        the report on: KNIME chose them.
 
         examples:
           knime-peruser observe --for 3600 --account knime-server --password-file /root/server \\
@@ -205,8 +206,20 @@ def _print(report: Mapping[str, Any]) -> None:
     if hops := traffic["hop_seconds"]:
         print_line(f"a message came back after {hops['median']:.3f} s (median), {hops['p95']:.3f} s (p95)")
     if report["broker"]:
-        print_table([Column("broker"), Column("seen")], ((key, value) for key, value in report["broker"].items()))
+        _print_broker(report["broker"])
         print_line(f"{report['redelivered']} redeliveries of the jobs queue meanwhile")
     print_line(f"Verdict: hand_over.mode = {verdict['mode'] or 'not known'}: {escaped(verdict['why'], 500)}", "bold")
     for remark in verdict["remarks"]:
         print_line(f"  - {escaped(remark, 500)}")
+
+
+def _print_broker(facts: Mapping[str, Any]) -> None:
+    print_line(f"RabbitMQ {escaped(facts['broker_version'])}", "bold")
+    for what in ("exchange", "queue"):
+        known = facts[what] or {"": "not there"}
+        print_line(f"jobs {what}: {', '.join(f'{name} {escaped(value)}' for name, value in known.items())}")
+    for one in facts["bindings"]:
+        to = f"{escaped(one['destination_type'])} {escaped(one['destination'])}"
+        print_line(f"jobs exchange -- {escaped(one['routing_key'])} -> {to}")
+    for title in ("all_exchanges", "all_queues", "all_bindings", "all_consumers"):
+        print_table([Column(title.replace("_", " ")), Column("count", right=True)], facts[title].items())

@@ -72,7 +72,7 @@ class Checked:
         self.program.chmod(0o755)
 
     def mend(self) -> None:
-        """Write both configurations and credentials anew, and have both daemons and the jobs queue."""
+        """Write both configurations and credentials anew; start what a test has ended, declare what it has deleted."""
         held = self.installation
         for daemon, name in (("listener", "broker-password"), ("helper", "executor-msgq")):
             shutil.copyfile(held.credentials(daemon) / name, held.etc / name)
@@ -80,11 +80,11 @@ class Checked:
         held.write_helper_toml()
         held.write_listener_toml()
         self.site.server.declare()
-        self.site.helper.stop()
-        self.site.helper.start()
-        self.site.listener.stop()
-        self.site.listener.log.unlink(missing_ok=True)
-        self.site.listener.start()
+        for daemon in (self.site.helper, self.site.listener):
+            try:
+                assert daemon.pid
+            except RuntimeError:
+                daemon.start()
         wait_for(self.listener_is_there, 20.0, "the listener at the broker")
 
     def set_delay(self, minutes: str) -> None:
@@ -92,7 +92,7 @@ class Checked:
             ini.write(f"-Dcom.knime.executor.autoshutdown.delay_in_min={minutes}\n")
 
     def listener_is_there(self) -> bool:
-        return "event=broker_up connection=consume" in self.site.listener.log_text()
+        return bool(self.site.server.channel.queue_declare(self.site.server.queue, passive=True).method.consumer_count)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [str(self.program), *self.installation.operator("check", *words)[1:]]
@@ -117,14 +117,16 @@ def test_a_sound_installation_is_well_in_words_in_json_and_for_nagios(sound: Che
     assert "not asked  broker.management" in words.stdout
     nagios = sound.managed("--nagios", *ACCEPTED)
     assert nagios.returncode == 0
-    assert nagios.stdout.startswith("KNIME-PERUSER OK - all is well | ok=")
-    assert len(nagios.stdout.splitlines()) == 1
+    assert re.fullmatch(
+        r"KNIME-PERUSER OK - all is well \| ok=\d+ warning=0 fault=0 not_asked=\d+ time=[\d.]+s\n", nagios.stdout
+    )
 
 
 def test_executors_that_may_publish_are_a_warning_until_it_is_accepted(sound: Checked) -> None:
     run = sound.managed("--nagios", *(word for name in THIS_MACHINE for word in ("--accept", name)))
     assert run.returncode == 1
     assert "WARNING - broker.executors_publish" in run.stdout
+    assert sound.managed(*(word for name in THIS_MACHINE for word in ("--accept", name))).returncode == 1
 
 
 @contextmanager
@@ -372,6 +374,7 @@ def test_sockets_that_are_not_there_not_the_same_or_open_are_named(sound: Checke
     held = sound.installation
     held.operator_socket.chmod(0o666)
     assert sound.wrong()["daemons.operator_socket"][0] == "fault"
+    held.operator_socket.chmod(0o600)
     held.write_listener_toml(helper={"socket": "/run/elsewhere"})
     assert "/run/elsewhere" in sound.wrong()["daemons.socket"][1]
     sound.site.helper.stop()
@@ -403,6 +406,9 @@ def test_daemons_that_are_down_a_wrong_password_and_a_dead_broker_are_faults_and
     assert "403" in found["broker.server"][1]
     sound.installation.write_listener_toml(broker={"urls": ["amqp://knime@127.0.0.1:1/%2F"]})
     assert "Connection refused" in sound.wrong()["broker.server"][1]
+    nagios = sound.run("--nagios")
+    assert nagios.returncode == 2
+    assert re.fullmatch(r"KNIME-PERUSER CRITICAL - [^|]* \| ok=\d+ warning=\d+ fault=[1-9]\d* .*s\n", nagios.stdout)
 
 
 def test_nagios_is_told_unknown_where_nothing_could_be_asked(sound: Checked) -> None:

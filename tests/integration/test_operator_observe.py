@@ -144,6 +144,13 @@ def test_executors_that_publish_a_job_anew_make_republish_fit(installed: Site, e
     (consumer,) = [name for name in report["broker"]["consumers"] if "prefetch 1" in name]
     assert report["broker"]["consumers"][consumer] == 2
     assert "carol" not in json.dumps(report)
+    everything = report["broker"]
+    assert everything["all_exchanges"]["knime-executor2serverknime-jobs: direct, durable"] == 1
+    assert everything["all_queues"]["simulated-server-*: classic, exclusive"] == 1
+    assert everything["all_bindings"][
+        "knime-executor2serverknime-jobs -- simulated-server-* -> queue simulated-server-*"
+    ]
+    assert sum(count for name, count in everything["all_consumers"].items() if name.startswith("knime-jobs: ")) == 2
 
 
 def test_executors_that_give_a_job_back_make_requeue_fit(installed: Site, executors: Any) -> None:
@@ -160,6 +167,7 @@ def test_executors_of_both_manners_on_a_quorum_queue_make_republish_fit(installe
     report = observed(installed, status=0)
     assert report["verdict"]["mode"] == "republish"
     assert report["broker"]["queue"]["type"] == "quorum"
+    assert report["broker"]["all_queues"]["knime-jobs: quorum, durable, x-queue-type=quorum"] == 1
     assert sum(report["traffic"]["put_back"].values()) > 1
     assert report["redelivered"] > 1
 
@@ -178,7 +186,9 @@ def test_a_knime_as_old_as_nobody_has_it_any_more_is_told_with_what_it_lacks(ins
 
 def test_the_report_can_be_read_by_a_person(installed: Site, executors: Any) -> None:
     executors("alice", "bob")
-    words = observed(installed, status=0, management=False, as_json=False)["words"]
+    words = observed(installed, status=0, as_json=False)["words"]
+    assert "jobs exchange -- new-work -> queue knime-jobs" in words
+    assert "all queues" in words
     assert "Verdict: hand_over.mode = republish: executors put a job back by publishing it anew" in words
     assert "a message came back after" in words
     assert "carol" not in words

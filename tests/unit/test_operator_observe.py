@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator.observing.broker import _pattern, facts
 from broker_listener.operator.observing.traffic import MAX_NAMES, OTHERS, Traffic
 from broker_listener.operator.observing.verdict import Seen, mode, remarks
 from broker_listener.properties import Properties
@@ -119,3 +120,38 @@ def test_what_fits_already_is_not_remarked() -> None:
     wide = ListenerConfig(broker=BrokerConfig(max_body=2**20), hand_over=HandOverConfig(mode="requeue"))
     fine = seen(redelivered=3, largest_body=300_000, queue={"type": "classic", "durable": True})
     assert list(remarks(fine, wide)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("knime-server2executorknime-jobs", "knime-server2executorknime-jobs"),
+        ("reply-3F2b8c9e-1234-4abc-9def-0123456789ab.x", "reply-*.x"),
+        ("amq.gen-Xa_b-9", "amq.gen-*"),
+        ("gateway-17", "gateway-*"),
+        ("job.0a1b2c3d4e", "job.*"),
+        ("executor-20261125", "executor-*"),
+        ("facade-decade", "facade-decade"),
+        (None, "None"),
+    ],
+)
+def test_what_was_made_up_for_a_name_is_not_told_so_that_many_of_a_kind_are_one_line(name: object, shown: str) -> None:
+    assert _pattern(name) == shown
+
+
+class Interface:
+    """What a management interface may answer: objects in which everything is missing."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_: [{}]
+
+    def queue(self, _name: str) -> None: ...
+    def exchange(self, _name: str) -> None: ...
+    def version(self) -> str:
+        return ""
+
+
+def test_a_broker_that_answers_less_than_is_asked_is_no_fault() -> None:
+    found = facts(BrokerConfig(), Interface())  # type: ignore[arg-type]  # its methods are what counts
+    assert found["queue"] is None
+    assert found["all_queues"] == {"None: classic, no flags": 1}
