@@ -93,10 +93,31 @@ def test_the_supervisor_has_one_thread_and_no_libzmq(unharmed: HelperUnderTest) 
     assert "zmq" not in maps
     assert "sodium" not in maps
     assert "zmq" in Path(f"/proc/{unharmed.gate_pid()}/maps").read_text()
-    assert status_of(unharmed.pid)["Threads"] == ["1"]
-    inodes = {link[8:-1] for link in descriptors_of(unharmed.pid).values() if link.startswith("socket:[")}
-    unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
-    assert inodes <= unix, "a socket of another family"
+    client = unharmed.client()
+    for burst in range(5):  # under load: workers come and go, and ask NSS
+        asked = [client.send(op="ensure", user=f"nobody-{burst}-{number}") for number in range(20)]
+        while not all(map(client.is_answered, asked)):
+            assert status_of(unharmed.pid)["Threads"] == ["1"]
+            assert sockets_of(unharmed.pid).isdisjoint(network_sockets())
+            time.sleep(0.01)
+        assert {client.wait_for(one)["reason"] for one in asked} == {"unknown_user"}
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        assert sockets_of(os.getpid()) & network_sockets(), "one would be seen"
+
+
+def sockets_of(pid: int) -> set[str]:
+    return {link[8:-1] for link in descriptors_of(pid).values() if link.startswith("socket:[")}
+
+
+def network_sockets() -> set[str]:
+    """Give the inodes of all sockets but Unix ones: proc(5), /proc/net."""
+    found = set[str]()
+    for name, column in (("tcp", 9), ("tcp6", 9), ("udp", 9), ("udp6", 9), ("raw", 9), ("packet", 8), ("netlink", 9)):
+        lines = Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        found |= {line.split()[column] for line in lines}
+    return found
 
 
 def test_the_gate_has_no_privilege_and_nothing_of_the_supervisors(unharmed: HelperUnderTest) -> None:

@@ -5,6 +5,7 @@ so that each defence is tried alone and not behind the one before it.
 """
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -503,6 +504,26 @@ def test_a_full_file_system_makes_no_half_workspace_and_one_with_room_makes_it(
         assert set(names_in(parent)) == {"lost+found", user.name}
 
     in_private_mounts(check)
+
+
+def test_a_user_over_quota_gets_no_workspace_and_one_when_there_is_room(
+    tree: Path, user: OsUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quota is the owner's: it is met where the directory is given away, chown(2). The fault is injected."""
+    parent, chown = tree / "parent", os.fchown
+
+    def over_quota(*_: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fchown", over_quota)
+    for _ in range(2):
+        with pytest.raises(NotPrepared, match="quota"):
+            ensure_private(str(parent), user.name, account_of(user), PRIVATE)
+        assert not (parent / user.name).exists()
+    monkeypatch.setattr(os, "fchown", chown)
+    os.close(ensure_private(str(parent), user.name, account_of(user), PRIVATE))
+    assert names_in(parent) == [user.name]
+    assert (parent / user.name).owner() == user.name
 
 
 def test_a_file_system_without_acls_is_a_clear_failure_and_nothing_gets_the_name(tree: Path, user: OsUser) -> None:

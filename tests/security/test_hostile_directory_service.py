@@ -5,6 +5,7 @@ All three are real: an NSS module in the helper's libc, a stack that libpam runs
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -221,6 +222,31 @@ def test_a_directory_that_answers_with_what_no_user_may_be_starts_nothing(
     assert helper.events("remote") == ["request", "result"]
     assert names_in(helper.installation.workspaces) == []
     wait_for(lambda: len(children(helper.pid)) == 1, 5.0, "nobody but the gate")
+
+
+def test_who_was_deleted_and_made_again_with_another_uid_gets_nothing_of_the_old_ones(
+    helper: HelperThatAsksIt,
+) -> None:
+    """Not the home, not the workspace, and while the old executor runs, no second one beside it."""
+    homes = [helper.installation.homes / name for name in ("old", "new")]
+    for number, home in enumerate(homes):
+        home.mkdir(mode=0o700)
+        os.chown(home, FREE + number, FREE + number)
+    helper.directory.holds([f"remote answer remote {FREE} {FREE} {homes[0]}"])
+    helper.start()
+    client = helper.client()
+    pid = client.ensure("remote")["pid"]
+    try:
+        helper.directory.holds([f"remote answer remote {FREE + 1} {FREE + 1} {homes[0]}"])
+        assert client.ensure("remote")["pid"] == pid
+        os.kill(pid, signal.SIGKILL)
+        helper.wait_for_event(event="exited", user="remote")
+        wait_for(lambda: client.ensure("remote").get("reason") == "home_conflict", 10.0, "the answer")
+        helper.directory.holds([f"remote answer remote {FREE + 1} {FREE + 1} {homes[1]}"])
+        wait_for(lambda: client.ensure("remote").get("reason") == "workspace_conflict", 10.0, "the answer")
+        assert helper.events("remote").count("started") == 1
+    finally:
+        end_processes([FREE, FREE + 1])
 
 
 def test_explain_shows_the_name_that_the_directory_gives_so_that_it_can_be_mapped(
