@@ -15,7 +15,7 @@ from broker_listener import properties as p
 from broker_listener.config import BrokerConfig
 from broker_listener.operator.broker import Session, session
 from broker_listener.operator.parking.changes import Counts, changed
-from broker_listener.operator.parking.message import Criteria
+from broker_listener.operator.parking.message import Criteria, fingerprint
 from broker_listener.operator.parking.queue import CLASSIC, PARKED, ParkedQueue
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 from tests.lab.killing_proxy import KillingProxy
@@ -25,6 +25,13 @@ QUEUE = "knime-jobs.parked"
 MARKS = f"knime-peruser.{QUEUE}.marks"
 NOTHING = Criteria()
 MAX_FRAMES = 200
+TROUBLES = [  # a quorum queue takes some over its limit: full is no trouble then
+    *[("classic", trouble) for trouble in ("unbound", "full", "gone")],
+    pytest.param("quorum", "unbound", marks=pytest.mark.nightly),
+]
+ORIGINAL = p.Properties({"message_id": b"\2m1", "delivery_mode": b"\2"}, [(b"canHandle", b"t\0")]).encode()
+FACTS = ("start_failed", "why", "2026-11-25T01:02:03+00:00", JOBS_EXCHANGE, "new-work")
+AS_PARKED = p.parked(ORIGINAL, *FACTS, 131052)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,35 @@ class Place:
     def park(self, *bodies: bytes) -> None:
         """Park messages as the listener does."""
         for body in bodies:
-            original = p.Properties({"message_id": b"\2m1", "delivery_mode": b"\2"}, [(b"canHandle", b"t\0")]).encode()
-            facts = ("start_failed", "why", "2026-11-25T01:02:03+00:00", JOBS_EXCHANGE, "new-work")
-            self.session.publish("", QUEUE, body, p.parked(original, *facts, self.session.max_properties))
+            self.session.publish("", QUEUE, body, AS_PARKED)
+
+    def make_trouble(self, trouble: str) -> str:
+        """Have the broker take no jobs; give what it says of that."""
+        channel = self.server.channel
+        if trouble == "unbound":
+            channel.queue_unbind("knime-jobs", JOBS_EXCHANGE, "new-work")
+            return "no queue is bound"
+        if trouble == "gone":
+            channel.exchange_delete(JOBS_EXCHANGE)
+            return "404"
+        channel.queue_delete("knime-jobs")
+        self.make_jobs_queue({**CLASSIC, "x-max-length": 1, "x-overflow": "reject-publish"})
+        self.session.publish("", "knime-jobs", b"fills it", b"\0\0")
+        return "is a queue full?"
+
+    def end_trouble(self, trouble: str, kind: str) -> None:
+        """Have it take jobs again; nothing of the time before is in the queue."""
+        assert self.bodies("knime-jobs") <= Counter([b"fills it"])
+        if trouble == "full":
+            self.server.channel.queue_delete("knime-jobs")
+        self.make_jobs_queue({"x-queue-type": kind})
+
+    def make_jobs_queue(self, arguments: dict[str, object]) -> None:
+        """Declare it and what jobs are published to."""
+        channel = self.server.channel
+        channel.exchange_declare(JOBS_EXCHANGE, "direct", durable=True)
+        channel.queue_declare("knime-jobs", durable=True, arguments=arguments)
+        channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
 
     def change(self, verb: str, wanted: Criteria = NOTHING) -> Counts:
         """Do it, undisturbed."""
@@ -87,14 +120,13 @@ def place(broker: BrokerNode, kind: str) -> Iterator[Place]:
     vhost = f"parked-{os.urandom(4).hex()}"
     broker.add_vhosts([vhost])
     server = SimulatedServer(broker.server.at(broker.port, vhost))
-    arguments = {**PARKED, "x-queue-type": kind}
-    for queue, given in (("knime-jobs", {"x-queue-type": kind}), (QUEUE, arguments)):
-        server.channel.queue_delete(queue)
-        server.channel.queue_declare(queue, durable=True, arguments=given)
-    server.channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
+    server.channel.queue_delete("knime-jobs")
+    server.channel.queue_declare(QUEUE, durable=True, arguments={**PARKED, "x-queue-type": kind})
     url = broker.listener.at(broker.port, vhost, with_password=False)
     with session(BrokerConfig(urls=(url,)), broker.listener.password) as connected:
-        yield Place(broker, vhost, server, connected)
+        made = Place(broker, vhost, server, connected)
+        made.make_jobs_queue({"x-queue-type": kind})
+        yield made
     server.close()
     broker.ctl("delete_vhost", vhost)
 
@@ -120,29 +152,38 @@ def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_sta
     assert 2 <= doubts < frame < MAX_FRAMES - 1
 
 
+@pytest.mark.parametrize(("kind", "trouble"), TROUBLES, indirect=["kind"])
+def test_a_refusal_is_said_and_leaves_no_doubt_and_another_messages_doubt_stays(
+    place: Place, trouble: str, kind: str
+) -> None:
+    doubtful, other = b'{"user": "alice"}', b'{"user": "bob"}'
+    place.park(doubtful, other)
+    assert place.session.queue(MARKS) is None
+    place.session.declare_queue_as(MARKS, CLASSIC)
+    place.session.publish("", MARKS, fingerprint(doubtful, AS_PARKED).encode(), b"\0\0")
+    why = place.make_trouble(trouble)
+    counts = place.change("retry")
+    assert (counts.done, counts.in_doubt) == (0, 1)
+    assert why in str(counts.stopped)
+    place.end_trouble(trouble, kind)
+    counts = place.change("retry")
+    assert (counts.done, counts.in_doubt, counts.stopped) == (1, 1, None)
+    assert place.bodies("knime-jobs") == Counter([other])
+    assert place.change("retry", Criteria(in_doubt=True)).done == 1
+    assert place.bodies("knime-jobs") == Counter([doubtful])
+    assert place.session.queue(MARKS) is None
+
+
 @pytest.mark.one_end
-@pytest.mark.parametrize("trouble", ["unbound", "full"])
+@pytest.mark.parametrize(("kind", "trouble"), TROUBLES, indirect=["kind"])
 def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, trouble: str, kind: str) -> None:
     """The worst moment: the job is returned or refused, and who would have to note that is killed."""
-    if kind == "quorum" and trouble == "full":
-        pytest.skip("a quorum queue refuses late, and then some: rabbitmq.com/docs/quorum-queues#length-limit")
-    channel, body = place.server.channel, b'{"user": "alice"}'
-    doubts = 0
+    body, doubts = b'{"user": "alice"}', 0
     for frame in range(MAX_FRAMES):
         place.park(body)
-        if trouble == "unbound":
-            channel.queue_unbind("knime-jobs", JOBS_EXCHANGE, "new-work")
-        else:
-            channel.queue_delete("knime-jobs")
-            channel.queue_declare(
-                "knime-jobs", durable=True, arguments={**CLASSIC, "x-max-length": 1, "x-overflow": "reject-publish"}
-            )
-            channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
-            channel.basic_publish("", "knime-jobs", b"fills it")
+        place.make_trouble(trouble)
         was_killed = place.killed_at(frame)
-        assert place.session.queue("knime-jobs") is not None
-        place.bodies("knime-jobs").pop(b"fills it", None)
-        channel.queue_bind("knime-jobs", JOBS_EXCHANGE, "new-work")
+        place.end_trouble(trouble, kind)
         counts = place.change("retry")
         assert was_killed or not counts.in_doubt, "who saw the refusal knows"
         doubts += counts.in_doubt
@@ -152,4 +193,5 @@ def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, tro
         assert place.bodies(QUEUE) == Counter()
         if not was_killed:
             break
-    assert 1 <= doubts < frame < MAX_FRAMES - 1
+    assert frame < MAX_FRAMES - 1
+    assert bool(doubts) == (trouble != "gone"), "where there is no exchange, the mark is not published, either"

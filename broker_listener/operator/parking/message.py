@@ -107,7 +107,8 @@ def original(raw: bytes, *, counted: bool) -> bytes:
 def fingerprint(body: bytes, raw: bytes) -> str:
     """Give what one parked message is recognised by when it is taken again; equal ones stand for each other."""
     with suppress(BadProperties):  # those no queue can have changed, either
-        raw = _uncounted(parse(raw)).encode()
+        kept = _uncounted(parse(raw))
+        raw = Properties(kept.fields, sorted(kept.headers or ())).encode()  # a quorum queue sorts them, too
     return hashlib.sha256(len(raw).to_bytes(4, "big") + raw + body).hexdigest()
 
 
