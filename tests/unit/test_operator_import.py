@@ -12,6 +12,7 @@ from broker_listener.config import load as load_listener
 from broker_listener.config import parse_url
 from broker_listener.operator.__main__ import main
 from broker_listener.operator.configuration import load_helper_keys
+from broker_listener.operator.predecessor import workspaces as old_workspaces
 from broker_listener.operator.predecessor.configuration import Predecessor
 from broker_listener.operator.predecessor.counterpart import msgq
 from broker_listener.operator.predecessor.names import decide
@@ -222,3 +223,14 @@ def test_every_copy_of_the_old_configuration_is_to_be_closed_since_it_holds_a_pa
     installed.write_text("{}")
     Imported(tmp_path, {"knime_home": str(home)}, "--force")
     assert f"chmod 0600 {installed} " in capsys.readouterr().out
+
+
+def test_units_that_are_not_there_are_not_to_be_ended(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(old_workspaces, "UNIT_DIRECTORIES", (str(tmp_path),))
+    (tmp_path / "knime-executor-per-user.service").touch()
+    Imported(tmp_path, {})
+    printed = capsys.readouterr().out
+    assert "systemctl disable --now knime-executor-per-user.service" in printed
+    assert "systemctl disable --now knime-executor.service" not in printed

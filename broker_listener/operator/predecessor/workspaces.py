@@ -10,10 +10,17 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from broker_listener.operator.predecessor.configuration import Predecessor
 from broker_listener.operator.predecessor.counterpart import temp_of
 from protocol.names import parse_user_name
+
+UNITS: Final = {
+    "knime-executor-per-user.service": "the predecessor and its executors end",
+    "knime-executor.service": "an executor without a reservation takes anybody's jobs",
+}
+UNIT_DIRECTORIES: Final = tuple(f"{place}/systemd/system" for place in ("/etc", "/run", "/usr/local/lib", "/usr/lib"))
 
 
 def names_of(old: Predecessor) -> list[str]:
@@ -27,8 +34,9 @@ def names_of(old: Predecessor) -> list[str]:
 def commands(old: Predecessor, old_file: Path) -> Iterator[tuple[str, str]]:
     """Give what root should run, and why, in order; ``old_file`` is where the old configuration was read."""
     home, workspaces = (os.path.normpath(path) for path in (old.knime_home, old.knime_workspace_parent_folder))
-    yield "systemctl disable --now knime-executor-per-user.service", "the predecessor and its executors end"
-    yield "systemctl disable --now knime-executor.service", "an executor without a reservation takes anybody's jobs"
+    for unit, why in UNITS.items():
+        if any(Path(directory, unit).exists() for directory in UNIT_DIRECTORIES):
+            yield f"systemctl disable --now {unit}", why
     installed = Path(home, "knime_executor_per_user_starter.config")
     for file in dict.fromkeys(path for path in (installed, old_file.absolute()) if path.exists()):
         yield f"chmod 0600 {shlex.quote(str(file))}", "it holds a password; remove it when you will not move back"
