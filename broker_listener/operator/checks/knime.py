@@ -24,6 +24,8 @@ from broker_listener.operator.checks.installation import AUTOSHUTDOWN
 
 TEMP_DIR_LINE: Final = "/instance/org.knime.workbench.core/knime.tempDir=${env:KNIME_EXECUTOR_TEMP_DIR}"
 """A profile's line that puts each user's temporary files into the user's own directory."""
+EXAMPLES: Final = "/usr/share/doc/knime-peruser/examples"
+"""Where the package has what lies in etc/ here; systemd/install has it below /usr/local."""
 MARGIN: Final = 15.0
 """Seconds of the server's time-out that are left for the job after an executor took all of ``start_timeout``."""
 
@@ -42,8 +44,8 @@ def profile(inputs: Inputs) -> Iterator[Finding]:
         yield warning(
             subject,
             f"{_path(inputs)}: {seen}: temporary files of all users go to one /tmp",
-            f"before -vmargs, one a line: -profileLocation /etc/knime-peruser/profiles -profileList per-user; that"
-            f" directory's per-user/knime-peruser.epf holds {TEMP_DIR_LINE} (etc/profiles has it)",
+            f"before -vmargs, one a line: -profileLocation /etc/knime-peruser/profiles -profileList per-user; and"
+            f" cp -r {EXAMPLES}/profiles /etc/knime-peruser/, which holds the line {TEMP_DIR_LINE}",
         )
     elif "://" in location:
         yield ok(subject, f"profiles {names} from {location}, which each start of an executor then needs")
