@@ -21,6 +21,8 @@ from tests.bench.instruments import (
     spread,
 )
 from tests.lab.accounts import OsUser
+from tests.lab.chaos import install_light_executor, listener_status
+from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
 KNOWN = (1, 100, 1000, 5000)
@@ -65,6 +67,23 @@ def users_known(site: Site) -> Rows:
         ("1, 100, 1,000, 5,000 users known: hand-over to a bare consumer, median", f"{seen} ms: {flat:.2f}", "<= 1.5"),
         ("listener, resident, 1,000 users known; 5,000", f"{memory[1000]:.1f}; {memory[5000]:.1f} MB", "<= 36; - MB"),
     ]
+
+
+def while_others_start(site: Site) -> Rows:
+    """Hand-over latency to a bare consumer, alone, and while the connections of 50 executors are looked for."""
+    user = site.accounts.user("alice").name
+    slow = [site.accounts.user(f"u{number}").name for number in range(50)]
+    install_light_executor(site.installation, start_time=600.0, users={user: {"start_time": 0.0}})
+    site.start(listener={**TO_SINK, "hand_over": {"start_timeout": 600.0}})
+    sink = Sink(site)
+    sink.latencies(user, 50)
+    time.sleep(1.0)
+    alone = sink.latencies(user, 500)
+    publish_jobs(site, slow, len(slow))
+    wait_for(lambda: sum(one["pid"] is not None for one in listener_status(site)["users"]) == 51, 30, "50 starts")
+    meanwhile = sink.latencies(user, 500)
+    what = "hand-over to a bare consumer, median / p99; while 50 executors are waited for"
+    return [(what, f"{spread(alone)}; {spread(meanwhile)}", "-")]
 
 
 def new_users(site: Site) -> Rows:

@@ -19,6 +19,7 @@ MEASUREMENTS: dict[str, Callable[[Site], Rows]] = {
     for measure in (
         latency.hand_over,
         latency.users_known,
+        latency.while_others_start,
         latency.new_users,
         latency.one_hanging_user,
         throughput.jobs_a_second,
