@@ -22,7 +22,10 @@ def test_the_status_says_at_once_that_the_helper_is_there_or_away(
         service = Service(ListenerConfig(helper=HelperConfig(socket=str(tmp_path / "helper"))))
         service.on_listed({}, draining=False, free=7)
         service.on_helper(True)
-        assert b"helper: up, draining=False free=7" in systemd.recv(4096)
+        assert systemd.recv(4096).decode() == (
+            "WATCHDOG=1\nSTATUS=consume: connecting to 127.0.0.1:5672; publish: connecting to 127.0.0.1:5672; "
+            "helper: up, draining=False free=7; jobs held: 0"
+        )
         service.on_helper(False)
         assert b"helper: away" in systemd.recv(4096)
         await service._stop()
