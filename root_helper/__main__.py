@@ -19,7 +19,7 @@ from root_helper import accounts
 from root_helper.audit import AuditLog
 from root_helper.config import HelperConfig
 from root_helper.config_file import config_faults, load
-from root_helper.gateway import Gateway
+from root_helper.gateway import DESCRIPTORS, Gateway
 from root_helper.log import log_to
 from root_helper.loop import Loop
 from root_helper.policy import Undecided, directory_name, os_user_of
@@ -32,7 +32,6 @@ _log: Final = logging.getLogger("helper")
 _CONFIGURATION: Final = 2
 _LOCK_HELD: Final = 75
 _DESCRIPTORS_A_START: Final = 3  # its pidfd and two pipes; an executor has one, and is counted with the starts
-_OWN_DESCRIPTORS: Final = 128  # sockets, files, what is opened for a moment
 _HOST: Final = 1
 """Not a fault of the file, after which nobody would start us again: accounts, mounts and credentials come late."""
 _DESCRIPTION: Final = """\
@@ -125,7 +124,8 @@ def _explain(user: str, config: HelperConfig) -> int:
 
 
 def _host_faults(config: HelperConfig) -> list[str]:
-    needed = config.limits.max_executors * _DESCRIPTORS_A_START + _OWN_DESCRIPTORS  # whoever hangs, it is never short
+    # Whoever hangs, it is never short of one: 128 are for sockets, files, and what is opened for a moment.
+    needed = max(DESCRIPTORS, config.limits.max_executors * _DESCRIPTORS_A_START + 128)
     most = allow_descriptors(needed)
     few = f"limits.max_executors: {needed} descriptors are needed, {most} allowed: set LimitNOFILE={needed} in the unit"
     names = {"socket.listener_user": config.socket.listener_user, "socket.gate_user": config.socket.gate_user}

@@ -22,7 +22,8 @@ from root_helper.spawn import become, end_with, fresh_process, no_new_privileges
 _GATE: Final = str(Path(__file__).with_name("gate.py"))
 _HEADER: Final = struct.Struct("=cIIIB")
 _MAX_DATAGRAM: Final = _HEADER.size + 255 + MAX_REQUEST
-_RLIMITS: Final = ((resource.RLIMIT_NOFILE, 4096), (resource.RLIMIT_AS, 256 * 2**20), (resource.RLIMIT_CORE, 0))
+DESCRIPTORS: Final = 4096  # that the gate may have open
+_RLIMITS: Final = ((resource.RLIMIT_NOFILE, DESCRIPTORS), (resource.RLIMIT_AS, 256 * 2**20), (resource.RLIMIT_CORE, 0))
 
 
 class Datagram(NamedTuple):

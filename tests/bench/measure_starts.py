@@ -155,6 +155,7 @@ def measured(users: Sequence[OsUser], act: Callable[[OsUser], object]) -> list[f
         began[user.uid] = time.time()
         made.append(act(user))
         time.sleep(0.02)
+    wait_for(lambda: first_executions(kernel, users).keys() == began.keys(), 30.0, "the last execve")
     kernel.stop()
     first = first_executions(kernel, users)
     for process in made:

@@ -121,6 +121,28 @@ def test_a_disk_that_fills_up_during_a_start_ends_it_before_anything_is_executed
     assert "exited" not in helper.events(alice.name), "what was never started cannot end"
 
 
+DYING_DISK: Final = """\
+import errno, os
+def fdatasync(_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+os.fdatasync = fdatasync
+"""
+
+
+def test_a_record_that_the_disk_did_not_take_ends_the_start_before_anything_is_executed(
+    helper: HelperUnderTest, alice: OsUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written, and fdatasync(2) fails, as on a disk that is dying. The fault is injected."""
+    *python, program, config, path = helper.command(stop_points=True)
+    monkeypatch.setattr(helper, "command", lambda **_: [*python, DYING_DISK + program, config, path])
+    helper.program_of(alice, "touch ran")
+    helper.start()
+    assert helper.client().ensure(alice.name)["reason"] == "audit_unavailable"
+    wait_for(lambda: none_of(alice), 5.0, "the worker's end")
+    assert not (helper.installation.workspace(alice) / "ran").exists()
+    assert "Input/output error" in helper.log.read_text()
+
+
 def test_a_helper_that_starts_on_a_full_disk_adopts_and_starts_nothing(
     helper: HelperUnderTest, disk: Path, alice: OsUser, bob: OsUser
 ) -> None:

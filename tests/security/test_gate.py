@@ -24,6 +24,7 @@ from tests.lab.accounts import LISTENER, OsUser
 from tests.lab.helper_under_test import (
     HelperUnderTest,
     descriptors_of,
+    is_gone,
     raw_connection,
     resident_kib,
     state_of,
@@ -417,6 +418,16 @@ def test_a_gate_that_is_none_is_ended_with_a_growing_pause_and_the_helper_does_n
     assert ticks < 200, "it did little but start gates"
     helper.replace_gate((Path(__file__).parents[2] / "root_helper/gate.py").read_text())
     wait_for(lambda: answers(helper, alice), 10.0, "a real gate")
+
+
+def test_a_gate_that_looks_at_nothing_dies_with_its_supervisor(helper: HelperUnderTest) -> None:
+    """A real one ends when its channel does; one that was taken over would not, and hold the listener's socket."""
+    helper.replace_gate("import os, time\nos.close(0)\ntime.sleep(100000)\n")
+    helper.start()
+    gate = helper.gate_pid()
+    wait_for(lambda: not os.path.lexists(f"/proc/{gate}/fd/0"), 10.0, "the gate at its work")
+    helper.kill()
+    wait_for(lambda: is_gone(gate), 10.0, "its end")
 
 
 def answers(helper: HelperUnderTest, user: OsUser) -> bool:
