@@ -14,8 +14,8 @@ import pytest
 from broker_listener import properties as p
 from broker_listener.config import BrokerConfig
 from broker_listener.operator.broker import Session, session
-from broker_listener.operator.parking.changes import Counts, changed
-from broker_listener.operator.parking.message import Criteria, fingerprint
+from broker_listener.operator.parking.changes import Counts, changed, looked_at
+from broker_listener.operator.parking.message import Criteria, deliveries, fingerprint
 from broker_listener.operator.parking.queue import CLASSIC, PARKED, ParkedQueue
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 from tests.lab.killing_proxy import KillingProxy
@@ -100,14 +100,18 @@ class Place:
         proxy.close()
         return proxy.has_killed
 
-    def bodies(self, queue: str) -> Counter[bytes]:
-        """Take everything off a queue."""
-        found: Counter[bytes] = Counter()
+    def taken(self, queue: str) -> list[tuple[bytes, bytes]]:
+        """Take everything off a queue: bodies and properties."""
+        found = []
         while True:
-            method, _, body = self.server.channel.basic_get(queue, auto_ack=True)
+            method, properties, body = self.server.channel.basic_get(queue, auto_ack=True)
             if method is None:
                 return found
-            found[body] += 1
+            found.append((body, properties.raw))
+
+    def bodies(self, queue: str) -> Counter[bytes]:
+        """Take everything off a queue: bodies."""
+        return Counter(body for body, _ in self.taken(queue))
 
 
 @pytest.fixture(params=["classic", pytest.param("quorum", marks=pytest.mark.nightly)])
@@ -195,3 +199,25 @@ def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, tro
             break
     assert frame < MAX_FRAMES - 1
     assert bool(doubts) == (trouble != "gone"), "where there is no exchange, the mark is not published, either"
+
+
+@pytest.mark.one_end
+@pytest.mark.parametrize("kind", ["quorum"], indirect=True)
+def test_a_quorum_queue_that_may_drop_what_is_looked_at_is_not_looked_at_for_ever(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RabbitMQ 4 drops a message after 20 deliveries that were not settled, unless it is told otherwise."""
+    queue = ParkedQueue(place.session, place.config())
+    place.park(b'{"user": "alice"}', b'{"user": "bob"}')
+    for _ in range(12):
+        looked_at(queue, "retry", NOTHING, None)
+    assert "looked at ten times" in capsys.readouterr().err
+    with queue.walked(changing=False) as walk:
+        taken = list(walk.taken())
+    assert all(one.worn for one in taken)
+    counted = [deliveries(one.message.properties) for one in taken]
+    assert sum(counted) == 10 + 10 + 2, "twelve looks, of which the last two went no further than one message"
+    assert place.change("retry").done == 2
+    for body, properties in place.taken("knime-jobs"):
+        assert body in {b'{"user": "alice"}', b'{"user": "bob"}'}
+        assert (b"x-delivery-count", b"l" + bytes(8)) in (p.parse(properties).headers or [])
