@@ -150,8 +150,11 @@ def findings(configuration: Configuration, wanted: Wanted) -> Iterator[Finding]:
     inputs = Inputs(configuration, running=running, user=wanted.user, server_config=wanted.server_config)
     yield from asked(LOCAL, inputs)
     listener, executors = _passwords(configuration)
-    account_name = configuration.helper.socket.listener_user
-    become(account_name)
+    try:
+        become(configuration.helper.socket.listener_user)
+    except Stopped as stopped:
+        yield not_asked("broker", str(stopped))
+        return
     from broker_listener.operator.checks import broker, managed  # noqa: PLC0415 - pika is not loaded while this is root
 
     yield from broker.findings(configuration.listener.broker, broker.Secrets(listener, executors))

@@ -360,6 +360,16 @@ def test_a_management_interface_that_does_not_answer_is_a_fault_and_no_question_
         sound.password_file.write_text(MONITOR)
 
 
+def test_without_the_listeners_account_the_broker_is_not_asked_and_everything_else_is(sound: Checked) -> None:
+    """The account is what this command becomes before it talks to a broker."""
+    sound.installation.write_helper_toml(socket={"listener_user": "kpr-no-such-account"})
+    run = sound.run("--json")
+    found = {one["subject"]: (one["level"], one["seen"]) for one in json.loads(run.stdout)["findings"]}
+    assert found["host.names"] == ("fault", "there is no account kpr-no-such-account")
+    assert found["broker"][0] == "not asked"
+    assert "broker.server" not in found
+
+
 def test_a_user_of_whom_nothing_can_be_decided_is_held_and_a_helper_that_cannot_say_is_a_fault(sound: Checked) -> None:
     sound.installation.write_helper_toml(users={"allow_groups": ["kpr-no-such-group"]})
     level, seen = user_facts(sound, sound.site.accounts.user("dave").name)[1]["account"]
@@ -409,6 +419,19 @@ def test_daemons_that_are_down_a_wrong_password_and_a_dead_broker_are_faults_and
     nagios = sound.run("--nagios")
     assert nagios.returncode == 2
     assert re.fullmatch(r"KNIME-PERUSER CRITICAL - [^|]* \| ok=\d+ warning=\d+ fault=[1-9]\d* .*s\n", nagios.stdout)
+
+
+def test_who_is_not_root_is_told_what_was_not_asked_and_all_that_anybody_may_see(sound: Checked) -> None:
+    somebody = sound.site.accounts.user("olga")
+    words = ["setpriv", "--reuid", somebody.name, "--regid", somebody.name, "--init-groups", "--"]
+    command = [*words, *sound.installation.operator("check", "--json", *ACCEPTED)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.defpath}, cwd="/")
+    assert (run.returncode, run.stderr) == (0, "")
+    found = {one["subject"]: one["level"] for one in json.loads(run.stdout)["findings"]}
+    closed = ("helper", "knime-root-helper", "helper_socket", "operator_socket")
+    for subject in (*(f"daemons.{name}" for name in closed), "broker.server", "broker.executors"):
+        assert found[subject] == "not asked", found
+    assert found["installation.owner"] == found["host.names"] == "ok"
 
 
 def test_nagios_is_told_unknown_where_nothing_could_be_asked(sound: Checked) -> None:

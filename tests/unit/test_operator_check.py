@@ -19,7 +19,7 @@ from broker_listener.operator.check import LOCAL, asked
 from broker_listener.operator.checks import host as host_checks
 from broker_listener.operator.checks import workspaces as workspace_checks
 from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
-from broker_listener.operator.checks.knime import TEMP_DIR_LINE
+from broker_listener.operator.checks.knime import EXAMPLES, TEMP_DIR_LINE
 from broker_listener.operator.checks.running import Running
 from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, UserKeys
 from tests.lab.check_faults import GRAVE, noting, unprovoked
@@ -428,6 +428,11 @@ def test_a_directory_service_that_hangs_keeps_nobody_waiting_for_the_owners_of_w
     host.answers["getent passwd --"] = Ran(None, "getent: no answer in time")
     (found,) = [finding for finding in host.findings() if finding.subject == "workspaces.owners"]
     assert found.level is Level.NOT_ASKED
+
+
+def test_the_profile_is_where_the_advice_has_it_copied_from() -> None:
+    layout = (Path(__file__).parents[2] / "systemd/packaging/layout.py").read_text("utf-8")
+    assert f'examples="{EXAMPLES}"' in layout
 
 
 def test_no_finding_quotes_a_credential(host: Host) -> None:

@@ -93,6 +93,9 @@ def sockets(inputs: Inputs) -> Iterator[Finding]:
     ):
         try:
             status = inputs.at(path).lstat()
+        except PermissionError:
+            yield not_asked(subject, f"{path} is where this account may not look", "run this as root")
+            continue
         except OSError as error:
             yield fault(subject, f"{path}: {error.strerror}", "systemctl status knime-root-helper")
             continue

@@ -28,14 +28,18 @@ def executors(inputs: Inputs) -> Iterator[Finding]:
     if running := [pid for pid, words in found.items() if any(word.endswith(PREDECESSOR) for word in words)]:
         yield fault(subject, f"the predecessor runs, pid {running[0]}", f"systemctl disable --now {FOREIGN_UNITS[1]}")
     ours = _ours(inputs)
-    foreign = [pid for pid, words in found.items() if EXECUTOR in words and _takes_our_jobs(inputs, pid, ours)]
+    takes = {pid: _takes_our_jobs(inputs, pid, ours) for pid, words in found.items() if EXECUTOR in words}
+    foreign = [pid for pid, is_so in takes.items() if is_so]
     for pid in foreign:
         yield fault(
             subject,
             f"pid {pid} is an executor that the helper did not start: it may take anybody's jobs as its own account",
             f"end it (kill {pid}) and what starts it, or give its broker URL another queue",
         )
-    if not foreign and not running:
+    if unknown := [pid for pid, is_so in takes.items() if is_so is None]:
+        seen = f"of {len(unknown)} executors this account may not see who started them, or for which broker"
+        yield not_asked(subject, seen, "run this as root")
+    elif not foreign and not running:
         yield ok(subject, "no other executor, and not the predecessor")
 
 
@@ -79,10 +83,16 @@ def _command(inputs: Inputs, pid: int) -> list[bytes]:
     return _read(inputs.at(f"/proc/{pid}/cmdline")).rstrip(b"\0").split(b"\0")
 
 
-def _takes_our_jobs(inputs: Inputs, pid: int, ours: frozenset[tuple[int, str]]) -> bool:
+def _takes_our_jobs(inputs: Inputs, pid: int, ours: frozenset[tuple[int, str]]) -> bool | None:
+    """Say whether a foreign executor takes jobs of our broker; None where its environment may not be read."""
     if _started_by_the_helper(inputs, pid):
         return False
-    variables = _read(inputs.at(f"/proc/{pid}/environ")).split(b"\0")
+    try:
+        variables = inputs.at(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except PermissionError:
+        return None
+    except OSError:  # it ended meanwhile
+        return False
     urls = [value for name, _, value in (one.partition(b"=") for one in variables) if name == b"KNIME_EXECUTOR_MSGQ"]
     return not urls or _broker_of(urls[0].decode("utf-8", "replace")) in (None, *ours)
 
