@@ -98,9 +98,7 @@ def made_as(site: Site, **manners: Any) -> Iterator[None]:
         declare(before)
 
 
-def observed(
-    site: Site, *, status: int, management: bool = True, account: bool = True, as_json: bool = True, **job: Any
-) -> dict[str, Any]:
+def observed(site: Site, *, status: int, management: bool = True, account: bool = True, **job: Any) -> dict[str, Any]:
     """Observe while two jobs are published; ``job`` says how, as ``SimulatedServer.publish`` has it."""
     assert isinstance(site.broker, ManagedBroker)
     secrets = {"monitor": MONITOR, "server": site.broker.server.password, "listener": site.broker.listener.password}
@@ -108,7 +106,7 @@ def observed(
     for name, file in files.items():
         file.write_text(secrets[name])
     (site.installation.etc / "broker-password").write_text(secrets["listener"])
-    words = ["observe", *(["--json"] if as_json else []), "--for", SECONDS]
+    words = ["observe", "--json", "--for", SECONDS]
     if management:
         words += ["--management", site.broker.url, "--management-password-file", str(files["monitor"])]
     if account:
@@ -125,8 +123,6 @@ def observed(
     printed, said = begun.communicate(timeout=60)
     assert begun.returncode == status, said
     assert not any(secret in printed + said for secret in secrets.values())
-    if not as_json:
-        return {"words": printed}
     return dict(json.loads(printed)) if printed else {"said": said}
 
 
@@ -182,16 +178,6 @@ def test_a_knime_as_old_as_nobody_has_it_any_more_is_told_with_what_it_lacks(ins
     assert report["traffic"]["delivery_modes"] == {"transient": report["traffic"]["messages"]}
     for remark in ("had no canHandle", "jobs are transient", "the queue is not durable"):
         assert remark in remarks
-
-
-def test_the_report_can_be_read_by_a_person(installed: Site, executors: Any) -> None:
-    executors("alice", "bob")
-    words = observed(installed, status=0, as_json=False)["words"]
-    assert "jobs exchange -- new-work -> queue knime-jobs" in words
-    assert "all queues" in words
-    assert "Verdict: hand_over.mode = republish: executors put a job back by publishing it anew" in words
-    assert "a message came back after" in words
-    assert "carol" not in words
 
 
 def test_without_management_and_without_a_return_nothing_is_claimed(installed: Site) -> None:

@@ -86,11 +86,10 @@ def interrupted(terminal: Terminal) -> int:
     return int(terminal.process.returncode)
 
 
-@pytest.mark.parametrize("columns", [80, 200])
 def test_a_watched_page_is_drawn_anew_in_place_and_the_screen_is_given_back(
-    helper: HelperUnderTest, alice: OsUser, columns: int
+    helper: HelperUnderTest, alice: OsUser
 ) -> None:
-    with watching(helper, columns, 24, TERM="xterm-256color") as terminal:
+    with watching(helper, 200, 24, TERM="xterm-256color") as terminal:
         wait_for(lambda: terminal.shows(3, alice.name), 30.0, "three pages")
         assert interrupted(terminal) == 3
     assert terminal.text.count(ENTERED) == terminal.text.count(LEFT) == 1

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator.observe import _print
 from broker_listener.operator.observing.broker import _pattern, facts
 from broker_listener.operator.observing.traffic import MAX_NAMES, OTHERS, Traffic
 from broker_listener.operator.observing.verdict import Seen, mode, remarks
@@ -149,6 +150,22 @@ class Interface:
     def exchange(self, _name: str) -> None: ...
     def version(self) -> str:
         return ""
+
+
+def test_the_report_is_words_for_a_person_and_obeys_nobody(capsys: Any) -> None:
+    traffic = Traffic()
+    for moment in (1.0, 1.5):
+        traffic.take(JOB, raw({**FALSE, "\x1b[2Jx": text(VALUE)}), moment)
+    told = facts(BrokerConfig(), Interface())  # type: ignore[arg-type]  # its methods are what counts
+    told["all_queues"] = {"knime-jobs\x1b[2J: quorum, durable": 1}
+    verdict = {"mode": "republish", "why": "executors publish", "remarks": ["a remark"]}
+    _print({"seconds": 2.5, "broker": told, "redelivered": 0, "traffic": traffic.facts(), "verdict": verdict})
+    words = capsys.readouterr().out
+    for line in ("2 messages in 2.5 s", "canHandle: boolean", "a message came back after 0.500 s", "- a remark"):
+        assert line in words
+    assert "Verdict: hand_over.mode = republish: executors publish" in words
+    assert "\x1b" not in words
+    assert VALUE not in words
 
 
 def test_a_broker_that_answers_less_than_is_asked_is_no_fault() -> None:
