@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator.management import named
 from broker_listener.operator.observe import _print
 from broker_listener.operator.observing.broker import _pattern, facts
 from broker_listener.operator.observing.traffic import MAX_NAMES, OTHERS, Traffic
 from broker_listener.operator.observing.verdict import Seen, mode, remarks
+from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.properties import Properties
 
 DEFAULTS = ListenerConfig()
@@ -138,6 +141,30 @@ def test_what_fits_already_is_not_remarked() -> None:
 )
 def test_what_was_made_up_for_a_name_is_not_told_so_that_many_of_a_kind_are_one_line(name: object, shown: str) -> None:
     assert _pattern(name) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:15672", "http://monitor:secret@broker", "ftp://monitor@broker", "http://broker", "http://m@b:port"],
+)
+def test_a_management_url_of_another_form_or_with_a_password_in_it_is_refused_and_not_shown(
+    tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "password").write_text("p")
+    with pytest.raises(Stopped) as stopped:
+        named(url, tmp_path / "password", "/", "")
+    assert stopped.value.outcome is Outcome.USAGE
+    assert "secret" not in str(stopped.value)
+
+
+def test_the_management_password_is_read_from_a_file_and_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as stopped:
+        named("http://m@b", tmp_path / "absent", "/", "")
+    assert "--management-password-file" in str(stopped.value)
+    (tmp_path / "password").write_text("p:w\n")
+    interface = named("https://m%40x@[::1]", tmp_path / "password", "/", "")
+    assert (interface.base, interface.credentials) == ("https://[::1]:15671", "bUB4OnA6dw==")
+    assert "bUB4OnA6dw" not in repr(interface)
 
 
 class Interface:
