@@ -5,7 +5,9 @@ a user is unknown only after ``unknown_grace``, and everything else that is not 
 most one request a user is under way; ``ask_queue`` says whose is sent next.
 """
 
+from enum import StrEnum
 from math import inf
+from types import MappingProxyType
 from typing import Final, NamedTuple, assert_never
 
 from broker_listener.actions import Action, Ask, Fault, Report
@@ -17,8 +19,19 @@ from broker_listener.user import Executor, User
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
 
 
+class WhyNotHere(StrEnum):
+    """Why the helper of this host is not asked for a user's executor."""
+
+    ON_ANOTHER_HOST = "on_another_host"
+    """It runs or starts there."""
+    ANOTHER_HOSTS_TURN = "another_hosts_turn"
+    NO_HOST_FREE = "no_host_free"
+
+
 class NotHere(NamedTuple):
-    """The helper was not asked: another host is to run the user's executor."""
+    """The helper was not asked."""
+
+    reason: WhyNotHere
 
 
 Answer = Running | Started | Refused | Failed | NotHere | None
@@ -29,8 +42,12 @@ REFUSED_FOR: Final = 10.0
 AWAY_PAUSE: Final = 5.0
 """Seconds until a helper that gave no answer is asked again; when it comes back, that is at once."""
 BAD_START_PAUSE: Final = 1.0
-NOT_HERE_PAUSE: Final = 0.5
-"""Seconds until it is looked again whose turn it is to start a user's executor."""
+NOT_HERE_PAUSES: Final = MappingProxyType(
+    {WhyNotHere.ON_ANOTHER_HOST: 5.0, WhyNotHere.ANOTHER_HOSTS_TURN: 0.5, WhyNotHere.NO_HOST_FREE: 2.0}
+)
+"""Seconds until it is looked again who is to run a user's executor; at once where another host has it no more."""
+SERVED_PAUSE: Final = 60.0
+"""The same while an executor is ready there: so often it is told that the user's jobs go on."""
 STALE_PAUSE: Final = 0.2
 STALE_FOR: Final = 10.0
 """Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
@@ -86,8 +103,9 @@ class Answers:
                 user.away, user.until = True, now + AWAY_PAUSE
                 return Event.AWAY
             case NotHere():
-                user.away, user.reason = False, None
-                return self._pause(user, Event.NOT_NOW, NOT_HERE_PAUSE, now)
+                user.away, user.reason, user.wanted_until = False, answer.reason.value, -inf
+                pause = SERVED_PAUSE if user.elsewhere else NOT_HERE_PAUSES[answer.reason]
+                return self._pause(user, Event.NOT_NOW, pause, now)
             case Running() | Started():
                 return self._has_executor(user, answer, now)
             case Refused():
@@ -195,7 +213,7 @@ class Answers:
 
 
 def _name_of(answer: Answer) -> str:
-    if isinstance(answer, Refused | Failed):
+    if isinstance(answer, Refused | Failed | NotHere):
         return answer.reason.value
     return "none" if answer is None else type(answer).__name__.lower()
 

@@ -13,7 +13,7 @@ from math import inf
 from typing import Final
 
 from broker_listener.actions import Action, Fault, Report
-from broker_listener.answers import Answer, Answers
+from broker_listener.answers import Answer, Answers, WhyNotHere
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
@@ -26,10 +26,13 @@ from broker_listener.timers import Timers
 from broker_listener.transitions import Event, State
 from broker_listener.turns import Turns
 from broker_listener.user import Executor, Held, User
-from protocol.messages import ExecutorEntry
+from protocol.messages import ExecutorEntry, FailedReason
 
 LIST_AGE: Final = 2.0
 """An executor that is younger may have been started while the helper's list was on its way."""
+NO_ROOM: Final = FailedReason.AT_CAPACITY.value
+WANTED_FOR: Final = 30.0
+"""Seconds for which a start that another host wants is tried again where it fails."""
 FORGET_AFTER: Final = 600.0
 MAX_IDLE_USERS: Final = 4096
 
@@ -172,6 +175,11 @@ class Machine:
         """Take the helper's notice that an executor has ended."""
         if (user := self._users.get(name)) is not None:
             self._may_happen(user, self._answers.exited(user, pid, now), now)
+        full = [user for user in self._users.values() if user.state is State.BACKING_OFF and user.reason == NO_ROOM]
+        if full:  # there is room for one now
+            longest = min(full, key=lambda user: user.asked_at)
+            longest.until = min(longest.until, now)
+            self._steps.arm(longest, now)
 
     def connected(self, name: str, now: float) -> None:
         """Take that the watched executor of the user has a connection to the broker."""
@@ -179,15 +187,18 @@ class Machine:
             self._steps.connected(user, now)
 
     def elsewhere(self, name: str, now: float) -> None:
-        """Take that an executor of the user is ready on another host now, or that none is any more."""
+        """Take that the first executor of the user is ready on another host, or that another host has one no more."""
         if (user := self._users.get(name)) is not None:
             self._steps.elsewhere(user, now, ready=self._elsewhere(name))
 
     def wanted(self, name: str, now: float) -> None:
-        """Take that another host wants the user to have an executor here."""
+        """Take that another host wants the user to have an executor here: it is, or has become, our turn."""
         user = self._user(name, now)
         user.active_at = now
-        self._steps.happens(user, Event.WANTED, now)
+        if user.state not in (State.PROBING, State.READY):
+            user.wanted_until = now + WANTED_FOR
+        waits_for_another = user.state is State.BACKING_OFF and user.reason in set(WhyNotHere)
+        self._steps.happens(user, Event.PAUSE_OVER if waits_for_another else Event.WANTED, now)
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""

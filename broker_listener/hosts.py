@@ -23,9 +23,9 @@ class Changes(NamedTuple):
     """What a message or the passing of time has changed for our own host."""
 
     users: frozenset[str] = frozenset()
-    """Of these an executor is ready elsewhere now, or none is any more."""
+    """Of these the first executor is ready on another host, or another host has one no more."""
     wanted: frozenset[str] = frozenset()
-    """Of these an executor is to be started here."""
+    """Of these, whose jobs are on another host, an executor is to be started here, or it runs here and is of use."""
 
 
 @dataclass(slots=True)
@@ -95,12 +95,18 @@ class Hosts:
 
     def own_user(self, user: str, state: UserState, now: float) -> None:
         """Tell the others what has become of a user's executor here."""
+        if state is not UserState.GONE and self._users.get(user) is state:
+            return
         self.placement.user_is(user, self._host, state, now)
         if state is UserState.GONE:
             self._users.pop(user, None)
         else:
             self._users[user] = state
         self._changed[user] = state
+
+    def own_state(self, user: str) -> UserState | None:
+        """Give what the others were told of a user's executor here, None where there is none."""
+        return self._users.get(user)
 
     def heard(self, message: HostMessage, now: float) -> Changes:
         """Take a message of another host."""
@@ -195,9 +201,9 @@ class Hosts:
         return Changes(changed, self._to_start(content.users, now))
 
     def _to_start(self, users: Mapping[str, UserState], now: float) -> frozenset[str]:
-        """Give of the users whom a host wants an executor for those whose turn it is to be started here."""
+        """Give of the users whom a host wants an executor for those whose it is to run here."""
         wanted = [user for user, state in users.items() if state is UserState.WANT]
-        return frozenset(user for user in wanted if user not in self._users and self.starts_here(user, now))
+        return frozenset(user for user in wanted if self.starts_here(user, now))
 
     def _paged(self, host: str, peer: Peer, content: Users) -> frozenset[str]:
         """Collect the pages, which come one right after the other; after the last, whom none named is not there."""

@@ -63,16 +63,19 @@ class Placement:
         return True
 
     def host_is_gone(self, host: str) -> frozenset[str]:
-        """Forget a host; give the users for whom none is ready elsewhere any more."""
+        """Forget a host; give the users who had an executor there."""
         place = self._places.pop(host)
         return frozenset(user for user in list(self._runs) if self._set(user, place, UserState.GONE, None))
 
     def user_is(self, user: str, host: str, state: UserState, now: float) -> bool:
-        """Take what a host says of a user's executor there; give whether that changed ``elsewhere``."""
+        """Take what a host says of a user's executor there.
+
+        Give whether that matters elsewhere: ``elsewhere`` has changed, or another host has one no more.
+        """
         return self._set(user, self._places[host], state, now)
 
     def only_these(self, host: str, users: set[str]) -> frozenset[str]:
-        """Take that the host has no executor but of these users; give those for whom ``elsewhere`` changed."""
+        """Take that the host has no executor but of these users; give those who had one there."""
         place = self._places[host]
         there = [user for user, runs in self._runs.items() if (runs.starting | runs.ready) & place.bit]
         return frozenset(user for user in there if user not in users and self._set(user, place, UserState.GONE, None))
@@ -101,6 +104,10 @@ class Placement:
         running = runs.starting | runs.ready
         others = any(place.takes_more and not place.bit & running for place in self._places.values())
         return others and (self._wanted is None or running.bit_count() < self._wanted)
+
+    def has_room(self) -> bool:
+        """Tell whether some host takes more."""
+        return any(place.takes_more for place in self._places.values())
 
     def places(self) -> list[Place]:
         """Give the hosts, our own first."""
@@ -138,7 +145,7 @@ class Placement:
             if len(self._runs) >= MAX_USERS:
                 return False
             runs = self._runs[user] = Runs()
-        before = runs.ready & ~self._own.bit
+        before, there = runs.ready & ~self._own.bit, (runs.starting | runs.ready) & place.bit
         runs.starting &= ~place.bit
         runs.ready &= ~place.bit
         runs.declined.pop(place.bit, None)
@@ -150,7 +157,8 @@ class Placement:
             case UserState.GONE if now is not None:
                 runs.declined[place.bit] = now + DECLINED_FOR
         self._sweep(user, runs, now)
-        return (before != 0) != (runs.ready & ~self._own.bit != 0)
+        lost = place is not self._own and there and not (runs.starting | runs.ready) & place.bit
+        return bool(lost) or (before != 0) != (runs.ready & ~self._own.bit != 0)
 
     def _sweep(self, user: str, runs: Runs, now: float | None) -> None:
         if now is not None:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Final
 
 from broker_listener.actions import Action, Fault, Report, Tell, Unwatch, Watch
-from broker_listener.answers import Answers
+from broker_listener.answers import Answers, WhyNotHere
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.host_messages import UserState
@@ -106,10 +106,15 @@ class Steps:
         self.happens(user, Event.CONNECTED, now)
 
     def elsewhere(self, user: User, now: float, *, ready: bool) -> None:
-        """Take whether another host has an executor of the user that is ready: what is held goes at once."""
-        user.elsewhere = ready
+        """Take whether another host has an executor of the user that is ready, after a change: what is held goes then.
+
+        Where one is no more, the next job asks anew who is to run one.
+        """
+        user.elsewhere, user.asked_at = ready, -inf
         if ready:
             self._answers.known(user)
+        if user.reason == WhyNotHere.ON_ANOTHER_HOST:
+            user.until = min(user.until, now)
         self._turns.join(user, now)
         self.arm(user, now)
 
@@ -160,7 +165,13 @@ class Steps:
         return user.pace.next_at if user.held and user.pace.next_at > now else inf
 
     def _overdue_at(self, user: User) -> float:
-        return user.held[0].sight.since + self._config.start_timeout if user.held else inf
+        return self._waiting_since(user) + self._config.start_timeout
+
+    def _waiting_since(self, user: User) -> float:
+        """Give since when the oldest job waits; where it is another host that holds jobs, since the start."""
+        if user.held:
+            return user.held[0].sight.since
+        return user.executor.known_at if self._others and user.executor is not None else inf
 
     def _look_at_start(self, user: User, now: float) -> None:
         if user.executor is None:
@@ -168,7 +179,7 @@ class Steps:
         if now >= user.until:
             self.connected(user, now)
         elif now >= self._overdue_at(user):
-            waited = now - user.held[0].sight.since
+            waited = now - self._waiting_since(user)
             self._actions.append(Report(Fault.START_OVERDUE, user.name, f"waited={waited:.0f}s"))
             self.happens(user, Event.OVERDUE, now)
 
@@ -210,6 +221,7 @@ class Steps:
         self._turns.join(user, now)
 
     def _probe(self, user: User, now: float) -> None:
+        user.wanted_until = -inf
         user.pace.reset(self._limits.initial, now)
         self._turns.join(user, now)
 
@@ -231,7 +243,7 @@ class Steps:
 
     def _forget(self, user: User, now: float) -> None:
         user.executor, user.was_ready = None, False
-        if user.held:
+        if user.held or now < user.wanted_until:
             self.happens(user, Event.WANTED, now)
 
     def _park(self, user: User, now: float) -> None:
@@ -241,7 +253,8 @@ class Steps:
 
     def _tell(self, user: User) -> None:
         there = UserState.STARTING if user.executor is not None else UserState.GONE
-        state = UserState.READY if user.was_ready else there
+        served = user.state in (State.PROBING, State.READY)  # connected, or overdue: others' jobs go to it, too
+        state = UserState.READY if served else there
         if state is not user.told:
             user.told = state
             self._actions.append(Tell(user.name, state))

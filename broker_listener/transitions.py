@@ -56,7 +56,7 @@ class Event(IntEnum):
     PAUSE_OVER = auto()
     """The pause of BACKING_OFF or FAILED is over."""
     WANTED = auto()
-    """Jobs are held for a user who has no executor any more."""
+    """Jobs are held for a user who has no executor any more, or another host has jobs of the user."""
 
 
 class Do(IntEnum):
@@ -125,7 +125,9 @@ _ROWS: Final[Mapping[Event, tuple[Step, ...]]] = {
     Event.PAUSE_OVER: _row(
         (_A, Do.NOTHING), (_S, Do.NOTHING), (_P, Do.NOTHING), (_R, Do.NOTHING), (_A, Do.FORGET), (_A, Do.FORGET)
     ),
-    Event.WANTED: _only_in(_A, _S, Do.ASK),
+    Event.WANTED: _row(
+        (_S, Do.ASK), (_S, Do.NOTHING), (_P, Do.SERVE), (_R, Do.SERVE), (_B, Do.NOTHING), (_F, Do.NOTHING)
+    ),
 }
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], Step]] = MappingProxyType(

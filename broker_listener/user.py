@@ -65,6 +65,7 @@ class User:
         "unknown_since",
         "until",
         "wake_at",
+        "wanted_until",
         "was_ready",
         "watched",
     )
@@ -87,24 +88,23 @@ class User:
         self.was_ready = False
         self.elsewhere = False
         """Whether another host has an executor of the user that is ready."""
+        self.wanted_until = -inf
+        """Until when an executor is to be started though no job is held here: another host has jobs of the user."""
         self.told = UserState.GONE
         """What other hosts were told of the user's executor here."""
         self.watched = False
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""
         self.gone_at = -inf
-        self.asking = False
-        self.asking_again = False
-        """Whether ``hung`` was set when this request was made."""
+        self.asking = self.asking_again = False
+        """Whether a request is under way; and whether ``hung`` was set when this request was made."""
         self.hung = False
         """Whether the last request took all of its time: the helper, or what it asked, did not answer."""
         self.asked_at = -inf
         self.away = False
         """Whether it was the helper's absence that began the pause."""
-        self.bad_starts = 0
+        self.bad_starts = self.unknown_asks = self.grace_jobs = 0
         self.unknown_since = inf
-        self.unknown_asks = 0
-        self.grace_jobs = 0
         self.refusal = ("", "")
         """Reason and detail of what is parked in FAILED."""
         self.until = inf

@@ -1132,3 +1132,16 @@ def test_an_answer_that_comes_when_a_returned_job_is_due_but_was_not_looked_at_y
     listener.helper("a", None)
     listener.wait(1)
     assert listener.bodies() == ["1", "1"]
+
+
+def test_when_an_executor_ends_on_a_full_host_who_waits_longest_is_asked_for_at_once_and_nobody_else() -> None:
+    listener = Listener()
+    listener.ready("alice")
+    for user in ("bob", "carol"):
+        listener.job(user, user)
+        listener.helper(user, Failed(ID, FailedReason.AT_CAPACITY, 5.0))
+        listener.wait(0.1)
+    listener.actions.clear()
+    listener.exited("alice")
+    listener.wait(0.0)
+    assert [action.user for action in listener.of(Ask)] == ["bob"]

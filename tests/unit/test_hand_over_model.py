@@ -25,7 +25,7 @@ from broker_listener.actions import (
     Unwatch,
     Watch,
 )
-from broker_listener.answers import NotHere
+from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
@@ -33,6 +33,7 @@ from broker_listener.hand_over import Machine
 from broker_listener.host_messages import UserState
 from broker_listener.pacing import digest
 from broker_listener.properties import Properties
+from broker_listener.transitions import State
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
 
 USERS = ("alice", "bob", "eve")
@@ -140,7 +141,7 @@ class Listener(RuleBasedStateMachine):
             *(Refused(ID, reason) for reason in (RefusedReason.UNKNOWN_USER, RefusedReason.DENIED_USER)),
             *(Failed(ID, reason, 0.5) for reason in (FailedReason.SPAWN_FAILED, FailedReason.DRAINING)),
             Failed(ID, FailedReason.LOOKUP_TIMEOUT, 2.0),
-            NotHere(),
+            *map(NotHere, WhyNotHere),
         ]
         self.asked[user] -= 1
         answer = data.draw(st.sampled_from(answers))
@@ -277,7 +278,8 @@ class Listener(RuleBasedStateMachine):
     def others_know_who_has_an_executor_here(self) -> None:
         for user in self.machine.users.values():
             has = UserState.STARTING if user.executor is not None else UserState.GONE
-            assert self.told[user.name] is (UserState.READY if user.was_ready else has)
+            served = user.state in (State.PROBING, State.READY)
+            assert self.told[user.name] is (UserState.READY if served else has)
             assert user.elsewhere == (user.name in self.elsewhere)
 
     @invariant()

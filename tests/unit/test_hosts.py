@@ -75,8 +75,7 @@ class World:
 
     def follow(self, name: str, changes: Changes) -> None:
         """Do what a listener does when others have told it something."""
-        for user in changes.wanted:
-            assert user not in self.running[name]
+        for user in changes.wanted - self.running[name]:
             self.start(name, user)
         for user in changes.users & self.held[name]:
             self.serve(name, user)
