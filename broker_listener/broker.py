@@ -51,6 +51,15 @@ class Channel:
         """See that the exchange is there; raises Lost."""
         await self._ask(self._raw.exchange_declare, exchange=name, passive=True)
 
+    async def declare_fanout(self, name: str) -> None:
+        """See to it that there is a durable fanout exchange of this name; raises Lost."""
+        await self._ask(self._raw.exchange_declare, exchange=name, exchange_type="fanout", durable=True)
+
+    async def declare_own_queue(self, name: str, exchange: str, arguments: dict[str, object]) -> None:
+        """Make a queue that is bound to the exchange, and is this connection's alone and gone with it; raises Lost."""
+        await self._ask(self._raw.queue_declare, queue=name, exclusive=True, auto_delete=True, arguments=arguments)
+        await self._ask(self._raw.queue_bind, queue=name, exchange=exchange)
+
     async def qos(self, prefetch: int) -> None:
         """Bound the deliveries that are not settled; raises Lost."""
         await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
@@ -68,8 +77,11 @@ class Channel:
         self._raw.add_on_return_callback(returned)
         await self._ask(self._raw.confirm_delivery, ack_nack_callback=answered)
 
-    async def consume(self, queue: str, on_delivery: Callable[..., None]) -> str:
-        """Begin to consume, give the consumer's tag: ``on_delivery`` gets what a Delivery holds but its generation."""
+    async def consume(self, queue: str, on_delivery: Callable[..., None], *, settled: bool = False) -> str:
+        """Begin to consume, give the consumer's tag: ``on_delivery`` gets what a Delivery holds but its generation.
+
+        What is ``settled`` is so by its delivery, and never acked.
+        """
         came_by = ("", "")
 
         def delivered(_channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:
@@ -79,7 +91,8 @@ class Channel:
                 came_by = names
             on_delivery(method.delivery_tag, body, properties.raw, method.redelivered, *came_by)
 
-        frame = await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=delivered)
+        consume = partial(self._raw.basic_consume, queue=queue, on_message_callback=delivered, auto_ack=settled)
+        frame = await self._ask(consume)
         return str(frame.method.consumer_tag)
 
     async def cancel(self, consumer: str) -> None:

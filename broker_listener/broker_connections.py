@@ -6,7 +6,7 @@ is lost is tried again with a growing pause.
 """
 
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from broker_listener.broker import connect, max_properties
 from broker_listener.config import BrokerConfig
@@ -74,12 +74,8 @@ class Broker:
 
     def connections(self) -> dict[str, ConnectionState]:
         """Give how both connections are, by name."""
-        blocked_since = self._publisher.blocked_since
-        publish = _state_of(self._publish)
-        if blocked_since is not None and self._publish.up:
-            why = "the broker takes nothing: a memory or disk alarm (rabbitmqctl list_alarms)"
-            publish = publish._replace(state="blocked", since=blocked_since, why=why)
-        return {"consume": _state_of(self._consume), "publish": publish}
+        publish = state_of(self._publish, self._publisher.blocked_since)
+        return {"consume": state_of(self._consume), "publish": publish}
 
     @property
     def state(self) -> str:
@@ -96,7 +92,15 @@ class Broker:
         self._consumer.want(on=True)
 
 
-def _state_of(link: Link) -> ConnectionState:
+def state_of(link: Link, blocked_since: float | None = None) -> ConnectionState:
+    """Give how a connection is; ``blocked_since`` is since when the broker takes nothing on it."""
+    if not link.up:
+        return ConnectionState("down", None, link.since, link.why, link.losses)
     host = f"[{link.url.host}]" if ":" in link.url.host else link.url.host
-    server = f"{host}:{link.url.port}" if link.up else None
-    return ConnectionState("up" if link.up else "down", server, link.since, link.why, link.losses)
+    server = f"{host}:{link.url.port}"
+    if blocked_since is None:
+        return ConnectionState("up", server, link.since, None, link.losses)
+    return ConnectionState("blocked", server, blocked_since, _ALARM, link.losses)
+
+
+_ALARM: Final = "the broker takes nothing: a memory or disk alarm (rabbitmqctl list_alarms)"

@@ -6,6 +6,7 @@ of KNIME. Everything wrong is found in one go and named by file and key. What is
 
 import ipaddress
 import os
+import socket
 import ssl
 import tomllib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from broker_listener.host_messages import is_host_name
 from protocol.settings import SettingsError, one_of, settings, within
 
 ROOT_PASSWORD: Final = Path("/etc/knime-peruser/broker-password")
@@ -275,18 +277,24 @@ def _other_faults(config: ListenerConfig) -> Iterator[str]:
         yield "hand_over.start_timeout: at most broker.max_hold is expected"
     if not config.helper.socket.startswith("/") or len(config.helper.socket.encode()) > 107:
         yield "helper.socket: an absolute path of at most 107 bytes is expected (unix(7))"
-    if config.cluster.enabled:
-        yield "cluster.enabled: several hosts are not supported yet, false is expected"
-    wanted = config.cluster.executors_per_user
-    if wanted != "all" and not (isinstance(wanted, int) and wanted > 0):
-        yield 'cluster.executors_per_user: "all" or a number from 1 is expected'
-    if config.cluster.dead_after <= config.cluster.heartbeat:
-        yield "cluster.dead_after: more than cluster.heartbeat is expected"
+    yield from _cluster_faults(config.cluster)
     if config.metrics.listen:
         try:
             parse_listen(config.metrics.listen)
         except ValueError:
             yield 'metrics.listen: an IP address and a port are expected, such as 127.0.0.1:9469 or [::1]:9469, or ""'
+
+
+def _cluster_faults(cluster: ClusterConfig) -> Iterator[str]:
+    if cluster.enabled and not is_host_name(cluster.host or socket.gethostname()):
+        yield "cluster.host: a name of at most 64 letters, digits, dots and hyphens is expected, as host names are"
+    if not 1 <= len(cluster.exchange.encode()) <= 127:
+        yield "cluster.exchange: a name of 1 to 127 bytes is expected"
+    wanted = cluster.executors_per_user
+    if wanted != "all" and not (isinstance(wanted, int) and wanted > 0):
+        yield 'cluster.executors_per_user: "all" or a number from 1 is expected'
+    if cluster.dead_after < 2 * cluster.heartbeat:
+        yield "cluster.dead_after: at least twice cluster.heartbeat is expected"
 
 
 _PORTS: Final = {"amqp": 5672, "amqps": 5671}

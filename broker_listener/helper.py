@@ -86,6 +86,19 @@ class HelperClient:
             raise HelperAway(f"the helper answered ensure with {type(reply).__name__}")
         return reply
 
+    async def room(self) -> tuple[bool, int]:
+        """Give whether the helper is draining, and how many more executors it takes.
+
+        Raises:
+            HelperAway: there is no answer.
+        """
+        if not self.connected:
+            raise HelperAway("the helper is not connected")
+        page = await self._ask(m.ListExecutors(self._next_id(), _BEHIND_ALL))
+        if not isinstance(page, m.Executors):
+            raise HelperAway(f"the helper answered list with {type(page).__name__}")
+        return page.draining, page.free
+
     async def close(self) -> None:
         """End the connection; who waits is told HelperAway."""
         if self._socket.closed:
@@ -218,6 +231,8 @@ def _socket(context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
     return socket
 
 
+_BEHIND_ALL: Final = "~"
+"""Sorts behind every user name: the page is empty."""
 _AWAY: Final[Mapping[type[Exception], str]] = {
     zmq.Again: "it is not connected or takes nothing",
     TimeoutError: "its time is over",

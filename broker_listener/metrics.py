@@ -13,7 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from broker_listener import VERSION
+from broker_listener.cluster import ClusterView
 from broker_listener.counters import LATENCY_BUCKETS, Counters
+from broker_listener.host_messages import HostState
 from broker_listener.snapshot import Snapshot
 from broker_listener.transitions import State
 
@@ -47,6 +49,8 @@ class _Listener(Collector):
         yield from _users(snapshot)
         yield from _broker(snapshot)
         yield from _helper(snapshot)
+        if snapshot.cluster is not None:
+            yield from _cluster(snapshot.cluster)
 
 
 def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
@@ -99,6 +103,18 @@ def _helper(snapshot: Snapshot) -> Iterator[Metric]:
         yield _gauge("helper_draining", "Whether it starts nothing new, as it said last.", helper.draining)
     if helper.free is not None:
         yield _gauge("helper_free", "How many more executors it had room for when it was connected.", helper.free)
+
+
+def _cluster(cluster: ClusterView) -> Iterator[Metric]:
+    states = Counter(host.state for host in cluster.hosts)
+    free = sum(host.free for host in cluster.hosts if host.state is HostState.UP)
+    by_name = {state.value: states[state] for state in HostState}
+    yield _gauge(
+        "hosts", "Hosts that share the queue as this one sees them, itself among them.", by_name, label="state"
+    )
+    yield _gauge("hosts_free", "How many more executors all of them take.", free)
+    yield _counter("host_messages_ignored", "Messages not of the listeners' account, or none at all.", cluster.ignored)
+    yield _counter("host_namesakes", "Messages of another host that bears a name in use.", cluster.namesakes)
 
 
 def _counter(name: str, text: str, value: float | dict[str, int], label: str = "") -> Metric:

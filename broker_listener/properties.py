@@ -112,6 +112,13 @@ def user_id(raw: bytes) -> bytes | None:
     return parse(raw).text("user_id")
 
 
+def short_lived(account: str, milliseconds: int) -> bytes:
+    """Give the properties of a message between listeners: transient, from our account, gone after that time."""
+    lifetime, sender = b"%d" % milliseconds, account.encode()
+    fields = {"delivery_mode": _TRANSIENT, "expiration": b"%c%b" % (len(lifetime), lifetime)}
+    return Properties({**fields, "user_id": b"%c%b" % (len(sender), sender)}, None).encode()
+
+
 def handed_over(raw: bytes, account: str) -> bytes:
     """Give the properties with which a job is handed over: ``canHandle`` is true, the rest is that of ``put_back``.
 
@@ -291,6 +298,7 @@ _SIZES: Final = {  # of a value with its type octet; 0 = the value has a length 
 }
 _TRUE: Final = b"t\x01"
 _VOID: Final = b"V"
+_TRANSIENT: Final = b"\x01"
 _PERSISTENT: Final = b"\x02"
 _ORIGINAL: Final = PREFIX + b"original-"
 _PARKED: Final = {b"CC": _ORIGINAL + b"CC", b"BCC": _ORIGINAL + b"BCC"}

@@ -15,9 +15,10 @@ from math import inf
 from typing import Any, Final
 
 from broker_listener import actions as a
-from broker_listener.answers import Answer
+from broker_listener.answers import Answer, NotHere
 from broker_listener.asking import Asks
 from broker_listener.broker_connections import Broker
+from broker_listener.cluster import Cluster
 from broker_listener.config import ListenerConfig, parse_url
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
@@ -34,7 +35,7 @@ from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
 from broker_listener.snapshot import HelperState, Snapshot
 from broker_listener.status import StatusSocket
-from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Started
+from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Running, Started
 
 LOG: Final = logging.getLogger(__name__)
 DRAIN_WITHIN: Final = 4.0
@@ -59,9 +60,15 @@ class Service:
     def __init__(self, config: ListenerConfig) -> None:
         self._config = config
         self._requeues = config.hand_over.mode == "requeue"
-        self._machine = Machine(config.broker, config.hand_over, may_give_back if self._requeues else None)
         self._broker = Broker(config.broker, self)
         self._helper = HelperClient(config.helper, self)
+        self._cluster = Cluster(config, self._helper.room, self) if config.cluster.enabled else None
+        self._machine = Machine(
+            config.broker,
+            config.hand_over,
+            may_give_back if self._requeues else None,
+            elsewhere=self._cluster.elsewhere if self._cluster is not None else None,
+        )
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
         self._notify = Notify()
@@ -82,9 +89,10 @@ class Service:
             a.PutBack: self._put_back,
             a.Ack: lambda action: self._broker.ack(action.delivery),
             a.GiveBack: lambda action: self._broker.give_back(action.delivery),
-            a.Ask: self._asks.ask,
+            a.Ask: self._ask,
             a.Watch: self._watch,
             a.Unwatch: lambda action: self._readiness.unwatch(action.user),
+            a.Tell: self._tell_others,
             a.CancelConsumer: lambda _: self._broker.cancel_consumer(),
             a.ResumeConsumer: lambda _: self._broker.resume_consumer(),
             a.Report: self._report,
@@ -98,6 +106,8 @@ class Service:
             loop.add_signal_handler(number, told_to_end.set)
         self._broker.start()
         self._helper.start()
+        if self._cluster is not None:
+            self._cluster.start()
         self._status.start()
         if self._exporter is not None:
             self._exporter.start(self._config.metrics.listen)
@@ -142,7 +152,9 @@ class Service:
         """Take what runs, after each connect to the helper."""
         self._helper_is = self._helper_is._replace(draining=draining, free=free)
         self._machine.listed(executors, time.monotonic())
-        self._soon()
+        self._perform()
+        if self._cluster is not None:
+            self._cluster.helper_listed(draining=draining, free=free)
 
     def on_exited(self, exited: Exited) -> None:
         """Take the end of an executor."""
@@ -155,11 +167,23 @@ class Service:
         known = self._helper_is._replace(up=connected, since=time.monotonic())
         lost = known._replace(draining=None, free=None, losses=known.losses + 1)
         self._helper_is = known if connected else lost
+        if self._cluster is not None and not connected:
+            self._cluster.helper_is_away()
         self._tell_status()
 
     def on_ready(self, user: str) -> None:
         """Take that a watched executor is connected."""
         self._machine.connected(user, time.monotonic())
+        self._soon()
+
+    def on_elsewhere(self, user: str) -> None:
+        """Take that the first executor of the user is ready on another host, or that another host has one no more."""
+        self._machine.elsewhere(user, time.monotonic())
+        self._soon()
+
+    def on_wanted(self, user: str) -> None:
+        """Take that jobs on another host want the user's executor to run here."""
+        self._machine.wanted(user, time.monotonic())
         self._soon()
 
     def _take(self, delivery: Delivery, identity: bytes | None, now: float) -> None:
@@ -224,6 +248,18 @@ class Service:
         properties = parked(delivery.properties, action.reason, action.detail, now, *came_by, limit)
         self._broker.park(action.token, delivery.body, properties)
 
+    def _ask(self, action: a.Ask) -> None:
+        """Ask the helper, unless another host is to run the executor."""
+        not_here = self._cluster.asks(action.user) if self._cluster is not None else None
+        if not_here is None:
+            self._asks.ask(action)
+        else:
+            asyncio.get_running_loop().call_soon(self._answered, action.user, not_here)
+
+    def _tell_others(self, action: a.Tell) -> None:
+        if self._cluster is not None:
+            self._cluster.own_user(action.user, action.state)
+
     def _answered(self, user: str, answer: Answer) -> None:
         if isinstance(answer, Started):
             self._helper_is = self._helper_is._replace(draining=False)
@@ -231,6 +267,9 @@ class Service:
             self._helper_is = self._helper_is._replace(draining=True)
         self._machine.answered(user, answer, time.monotonic())
         self._perform()
+        if self._cluster is not None and not isinstance(answer, NotHere):
+            full = isinstance(answer, Failed) and answer.reason is FailedReason.AT_CAPACITY
+            self._cluster.answered(user, executor=isinstance(answer, Started | Running), full=full)
 
     def _watch(self, action: a.Watch) -> None:
         before = self._asks.before(action.user)
@@ -254,12 +293,17 @@ class Service:
         self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
 
     def _look(self) -> Snapshot:
-        return Snapshot(self._broker.connections(), self._helper_is, self._machine.settlement, self._machine.users)
+        connections, cluster = self._broker.connections(), None
+        if self._cluster is not None:
+            connections["hosts"], cluster = self._cluster.connection, self._cluster.view()
+        return Snapshot(connections, self._helper_is, self._machine.settlement, self._machine.users, cluster)
 
     async def _stop(self) -> None:
         """Finish what is under way; what is held goes back to the queue with the channel's end."""
         self._broker.cancel_consumer()
         self._machine.stop()
+        if self._cluster is not None:
+            self._cluster.leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_WITHIN):
                 while self._machine.settlement.under_way:
@@ -270,6 +314,8 @@ class Service:
                 "event=stopped_before_confirmed jobs=%d advice='they are delivered again, and may run twice'", left
             )
         await self._broker.close(CLOSE_WITHIN)
+        if self._cluster is not None:
+            await self._cluster.close(CLOSE_WITHIN / 2)
         self._status.close()
         if self._exporter is not None:
             self._exporter.close()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from broker_listener.broker_connections import ConnectionState
+from broker_listener.cluster import ClusterView
 from broker_listener.settlement import Settlement
 from broker_listener.user import User
 
@@ -28,6 +29,8 @@ class Snapshot(NamedTuple):
     helper: HelperState
     settlement: Settlement
     users: Mapping[str, User]
+    cluster: ClusterView | None = None
+    """The hosts that share the queue; None where this one asks no others."""
 
     @property
     def consuming(self) -> bool:

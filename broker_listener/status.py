@@ -22,6 +22,7 @@ from typing import Final
 
 from broker_listener import VERSION
 from broker_listener.broker_connections import ConnectionState
+from broker_listener.cluster import ClusterView
 from broker_listener.config import ListenerConfig
 from broker_listener.local_clients import LocalClients
 from broker_listener.snapshot import Snapshot
@@ -80,7 +81,9 @@ class StatusSocket:
             users = [snapshot.users.get(name) for name in names[first : first + USERS_AT_ONCE]]
             told = b",".join(_json(_of_user(user, clock)) for user in users if user is not None)
             yield b"," + told if first and told else told
-        yield b'],"cluster":null}\n'
+        yield b'],"cluster":'
+        yield from _of_cluster(snapshot.cluster, clock) if snapshot.cluster is not None else (b"null",)
+        yield b"}\n"
 
     def _head(self, snapshot: Snapshot, clock: float) -> dict[str, object]:
         broker, settlement, helper = self._config.broker, snapshot.settlement, snapshot.helper
@@ -111,6 +114,32 @@ class StatusSocket:
                 "parked": counters.parked,
             },
         }
+
+
+def _of_cluster(cluster: ClusterView, clock: float) -> Iterator[bytes]:
+    """Give the hosts, and whose executors they have: each as user, host and state."""
+    hosts = [
+        {
+            "host": host.host,
+            "state": host.state,
+            "free": host.free,
+            "executors_per_user": _or_all(host.executors_per_user),
+            "heard": host.heard_at + clock if host.heard_at is not None else None,
+        }
+        for host in cluster.hosts
+    ]
+    table = {"host": cluster.host, "executors_per_user": _or_all(cluster.executors_per_user), "hosts": hosts}
+    counts = {"namesakes": cluster.namesakes, "ignored": cluster.ignored}
+    yield _json({**table, **counts}).removesuffix(b"}") + b',"executors":['
+    executors = sorted(cluster.executors())
+    for first in range(0, len(executors), USERS_AT_ONCE):
+        told = b",".join(map(_json, executors[first : first + USERS_AT_ONCE]))
+        yield b"," + told if first else told
+    yield b"]}"
+
+
+def _or_all(executors_per_user: int | None) -> int | str | None:
+    return "all" if executors_per_user == 0 else executors_per_user
 
 
 def _of_connection(connection: ConnectionState, clock: float) -> dict[str, object]:

@@ -27,6 +27,8 @@ class Daemon:
         self.title = self.command
         self.log = installation.logs / f"{name}.log"
         self.messages = str(self.log)
+        self.prefix: list[str] = []
+        """A command that executes the daemon in other circumstances."""
         self._noted = noted
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -47,6 +49,7 @@ class Daemon:
         try:
             self._process = start(
                 self.installation.command(self.command),
+                prefix=self.prefix,
                 environment={
                     "CREDENTIALS_DIRECTORY": str(self.installation.credentials(self.name)),
                     "STATE_DIRECTORY": str(self.installation.state),

@@ -49,15 +49,17 @@ def start(
     user: str | None = None,
     umask: int = 0o022,
     cwd: str | Path = "/",
+    prefix: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own with this environment only and no descriptor of ours but the log.
 
-    As another ``user`` it has that user's primary group, no other, and no way to a capability.
+    As another ``user`` it has that user's primary group, no other, and no way to a capability. ``prefix`` is a command
+    that executes it, as root, in circumstances of its own.
     """
     drop = [] if user is None else ["setpriv", "--reuid", user, "--regid", _primary_group(user), *_NOTHING_MORE]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [*drop, *map(str, command)],
+            [*prefix, *drop, *map(str, command)],
             env={"PATH": PATH, "LANG": "C.UTF-8", **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -110,9 +110,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("[hand_over]\nretry_max = nan", "hand_over.retry_max: a number"),
         ("[broker]\nmax_hold = 10.0", "hand_over.start_timeout: at most broker.max_hold"),
         ("[helper]\nsocket = 'helper.sock'", "helper.socket: an absolute path"),
-        ("[cluster]\nenabled = true", "cluster.enabled: several hosts are not supported yet"),
+        ("[cluster]\nenabled = true\nhost = 'a b'", "cluster.host"),
+        ("[cluster]\nexchange = ''", "cluster.exchange"),
         ("[cluster]\nexecutors_per_user = 0", "cluster.executors_per_user"),
-        ("[cluster]\ndead_after = 1.0", "cluster.dead_after: more than"),
+        ("[cluster]\ndead_after = 1.0", "cluster.dead_after: at least twice"),
         ("[metrics]\nlisten = 'localhost:9469'", "metrics.listen: an IP address and a port are expected"),
         ("[metrics]\nlisten = '127.0.0.1'", "metrics.listen: an IP address and a port are expected"),
         ("[metrics]\nlisten = '127.0.0.1:99999'", "metrics.listen: an IP address and a port are expected"),
@@ -132,7 +133,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path) -> None
 
 
 def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
-    text = "[broker]\nurls = ['x', 'amqp://a:b@c']\n[cluster]\nenabled = true\n[helper]\nsocket = 'x'"
+    text = "[broker]\nurls = ['x', 'amqp://a:b@c']\n[cluster]\nexecutors_per_user = 0\n[helper]\nsocket = 'x'"
     assert len(faults(tmp_path, text)) == 4
 
 

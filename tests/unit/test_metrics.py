@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker_listener import exporter as exporter_module
 from broker_listener import local_clients
-from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig, parse_listen
+from broker_listener.config import BrokerConfig, ClusterConfig, HandOverConfig, ListenerConfig, parse_listen
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.exporter import Exporter
@@ -34,11 +34,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def serving(use: Callable[[int, Service], Awaitable[None]], machine: Machine | None = None) -> None:
+def serving(
+    use: Callable[[int, Service], Awaitable[None]], machine: Machine | None = None, *, cluster: bool = False
+) -> None:
     """Serve what a service without a broker knows, or what the machine does, while ``use(port, service)`` runs."""
 
     async def check() -> None:
-        service = Service(ListenerConfig())
+        service = Service(ListenerConfig(cluster=ClusterConfig(enabled=cluster, host="a")))
 
         def look() -> Snapshot:
             seen = service._look()
@@ -148,7 +150,21 @@ def test_the_readme_lists_every_metric_and_no_other() -> None:
         readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
         assert set(re.findall(r"^\| `(knime_peruser_\w+)", readme, re.MULTILINE)) == exported
 
-    serving(use)
+    serving(use, cluster=True)
+
+
+def test_of_several_hosts_it_is_told_how_they_are_and_of_one_nothing() -> None:
+    async def several(port: int, service: Service) -> None:
+        service.on_listed({}, draining=False, free=7)
+        told = values_of((await ask(port))[1])
+        expected = {"hosts{up}": 1, "hosts{draining}": 0, "hosts_free": 7, "broker_up{hosts}": 0}
+        assert {name: told[f"knime_peruser_{name}"] for name in expected} == expected
+
+    async def one(port: int, _: Service) -> None:
+        assert "knime_peruser_host" not in (await ask(port))[1]
+
+    serving(several, cluster=True)
+    serving(one)
 
 
 @pytest.mark.parametrize(

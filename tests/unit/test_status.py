@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from broker_listener import VERSION, local_clients, status
+from broker_listener.cluster import ClusterView, HostView
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
 from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
+from broker_listener.host_messages import HostState, UserState
 from broker_listener.local_clients import MAX_CLIENTS
 from broker_listener.service import Service
 from broker_listener.status import StatusSocket
@@ -31,12 +33,12 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "status.sock"
 
 
-def serving(machine: Machine, use: Callable[[], Awaitable[None]]) -> None:
+def serving(machine: Machine, use: Callable[[], Awaitable[None]], cluster: ClusterView | None = None) -> None:
     """Serve what the machine knows while ``use`` runs."""
 
     async def check() -> None:
         service = Service(ListenerConfig())
-        look = service._look()._replace(settlement=machine.settlement, users=machine.users)
+        look = service._look()._replace(settlement=machine.settlement, users=machine.users, cluster=cluster)
         served = StatusSocket(ListenerConfig(), lambda: look)
         served.start()
         try:
@@ -203,3 +205,26 @@ def test_without_the_group_it_is_open_to_its_owner_alone(
         await true(lambda: stat.S_IMODE(path.stat().st_mode) == 0o600)
 
     serving(machine_with(0), use)
+
+
+def test_the_document_tells_of_the_other_hosts_and_whose_executors_they_have(path: Path) -> None:
+    users = [(f"u{number:04}", "b", UserState.READY) for number in range(250)]
+    hosts = (
+        HostView("a", HostState.UP, 3, 0, None),
+        HostView("b", HostState.DRAINING, 4, 2, time.monotonic()),
+        HostView("c", HostState.UP, 0, None, time.monotonic()),
+    )
+    view = ClusterView("a", 0, hosts, 1, 2, lambda: iter(users))
+
+    async def use() -> None:
+        told = json.loads(await document(path))["cluster"]
+        assert [told[key] for key in ("host", "executors_per_user", "namesakes", "ignored")] == ["a", "all", 1, 2]
+        assert [host["executors_per_user"] for host in told["hosts"]] == ["all", 2, None]
+        assert [(host["host"], host["state"], host["free"]) for host in told["hosts"]] == [
+            *(("a", "up", 3), ("b", "draining", 4), ("c", "up", 0)),
+        ]
+        assert told["hosts"][0]["heard"] is None
+        assert abs(told["hosts"][1]["heard"] - time.time()) < 60
+        assert told["executors"] == [[user, host, "ready"] for user, host, _ in users]
+
+    serving(machine_with(0), use, view)

@@ -1,0 +1,112 @@
+"""What a host tells the others and asks its helper, where nobody can be heard yet."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from broker_listener import cluster
+from broker_listener.answers import NotHere, WhyNotHere
+from broker_listener.cluster import Cluster
+from broker_listener.config import ClusterConfig, ListenerConfig
+from broker_listener.host_messages import HostState, UserState
+
+
+class Users:
+    """Whose users they are: notes what is told."""
+
+    def __init__(self) -> None:
+        self.elsewhere: list[str] = []
+        self.wanted: list[str] = []
+
+    def on_elsewhere(self, user: str) -> None:
+        self.elsewhere.append(user)
+
+    def on_wanted(self, user: str) -> None:
+        self.wanted.append(user)
+
+
+async def no_helper() -> tuple[bool, int]:
+    raise AssertionError("nobody asks")
+
+
+def run(check: Callable[[Cluster], Awaitable[None]], wanted: int | str = 1) -> None:
+    """Have a cluster whose connection was never made; ``free`` executors have room."""
+
+    async def go() -> None:
+        config = ListenerConfig(cluster=ClusterConfig(enabled=True, host="a", executors_per_user=wanted))
+        made = Cluster(config, no_helper, Users())
+        made.helper_listed(draining=False, free=9)
+        await check(made)
+
+    asyncio.run(go())
+
+
+def test_while_the_others_are_about_to_be_heard_nobody_is_started_who_may_run_there() -> None:
+    async def check(made: Cluster) -> None:
+        assert made.asks("alice") == NotHere(WhyNotHere.ANOTHER_HOSTS_TURN)
+
+    run(check)
+
+
+def test_while_the_others_are_about_to_be_heard_our_helper_is_asked_for_whom_it_runs() -> None:
+    """An answer "not here" would have the executor forgotten, and its user's jobs held."""
+
+    async def check(made: Cluster) -> None:
+        made.own_user("alice", UserState.READY)
+        assert made.asks("alice") is None
+
+    run(check)
+
+
+@pytest.mark.parametrize("wanted", [1, "all"])
+def test_where_the_others_cannot_be_heard_this_host_serves_its_users_alone(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | str
+) -> None:
+    monkeypatch.setattr(cluster, "JOIN_WITHIN", 0.0)
+
+    async def check(made: Cluster) -> None:
+        assert made.asks("alice") is None
+
+    run(check, wanted)
+
+
+def test_where_our_helper_is_away_or_full_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "JOIN_WITHIN", 0.0)
+
+    async def check(made: Cluster) -> None:
+        made.helper_is_away()
+        assert made.asks("alice") == NotHere(WhyNotHere.NO_HOST_FREE)
+        made.helper_listed(draining=True, free=9)
+        assert made.asks("alice") == NotHere(WhyNotHere.NO_HOST_FREE)
+        made.helper_listed(draining=False, free=9)
+        made.answered("bob", executor=False, full=True)
+        assert made.asks("alice") == NotHere(WhyNotHere.NO_HOST_FREE)
+
+    run(check)
+
+
+def test_a_start_that_our_helper_does_not_answer_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "JOIN_WITHIN", 0.0)
+
+    async def check(made: Cluster) -> None:
+        assert made.asks("alice") is None
+        made.own_user("bob", UserState.READY)
+        assert sorted(made.view().executors()) == [
+            ("alice", "a", UserState.STARTING),
+            ("bob", "a", UserState.READY),
+        ]
+        made.helper_is_away()
+        assert list(made.view().executors()) == [("bob", "a", UserState.READY)]
+
+    run(check)
+
+
+def test_a_listener_that_leaves_says_so_whatever_its_helper_tells() -> None:
+    async def check(made: Cluster) -> None:
+        made.leave()
+        made.helper_listed(draining=False, free=9)
+        (own,) = made.view().hosts
+        assert own.state is HostState.LEAVING
+
+    run(check)
