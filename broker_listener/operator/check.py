@@ -15,10 +15,11 @@ from typing import Final
 import click
 
 from broker_listener.config import parse_url
-from broker_listener.operator.checks import account, daemons, host, installation, knime, processes, workspaces
+from broker_listener.operator.checks import account, daemons, host, hosts, installation, knime, processes, workspaces
 from broker_listener.operator.checks.finding import Finding, Inputs, Level, Question, not_asked, warning
 from broker_listener.operator.checks.running import Running, ask
 from broker_listener.operator.configuration import Configuration, broker_password, load
+from broker_listener.operator.listener_socket import PATH, Snapshot, snapshot
 from broker_listener.operator.management import Management, named
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import escaped, manual, print_json, print_line, width
@@ -32,6 +33,7 @@ LOCAL: Final[tuple[Question, ...]] = (
     *knime.QUESTIONS,
     *workspaces.QUESTIONS,
     *host.QUESTIONS,
+    *hosts.QUESTIONS,
 )
 STYLES: Final = {Level.OK: "green", Level.NOT_ASKED: "dim", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 NAGIOS: Final = {Level.FAULT: (2, "CRITICAL"), Level.WARNING: (1, "WARNING"), Level.OK: (0, "OK")}
@@ -48,6 +50,7 @@ class Wanted:
     management: str | None
     management_password_file: Path | None
     accept: tuple[str, ...]
+    status_socket: Path = PATH
 
 
 class _Check(click.Command):
@@ -111,6 +114,13 @@ class _Check(click.Command):
     metavar="FILE",
     help="The password of that account.",
 )
+@click.option(
+    "--status-socket",
+    type=click.Path(readable=False, path_type=Path),
+    default=PATH,
+    show_default=True,
+    help="Where the listener tells its status, with several hosts.",
+)
 @click.option("--accept", metavar="SUBJECT", multiple=True, help="Count this warning as ok; may be repeated.")
 @click.pass_obj
 def command(  # noqa: PLR0913 - click gives each option as an argument
@@ -122,10 +132,11 @@ def command(  # noqa: PLR0913 - click gives each option as an argument
     server_config: Path | None,
     management: str | None,
     management_password_file: Path | None,
+    status_socket: Path,
     accept: tuple[str, ...],
 ) -> int:
     """Ask, print, and give the exit status."""
-    wanted = Wanted(user, server_config, management, management_password_file, accept)
+    wanted = Wanted(user, server_config, management, management_password_file, accept, status_socket)
     begun = time.monotonic()
     try:
         found = [_accepted(finding, accept) for finding in findings(load(directory), wanted)]
@@ -148,6 +159,8 @@ def findings(configuration: Configuration, wanted: Wanted) -> Iterator[Finding]:
     management = _management(configuration, wanted)
     running = ask(configuration.helper.socket.operator_path)
     inputs = Inputs(configuration, running=running, user=wanted.user, server_config=wanted.server_config)
+    if configuration.listener.cluster.enabled:
+        inputs = replace(inputs, listener=_listener(wanted.status_socket))
     yield from asked(LOCAL, inputs)
     listener, executors = _passwords(configuration)
     try:
@@ -172,6 +185,13 @@ def asked(questions: Iterable[Question], inputs: Inputs) -> Iterator[Finding]:
             yield not_asked(subject, f"{error.filename}: {error.strerror}", "run this as root")
         except OSError as error:
             yield warning(subject, f"{error.filename}: {error.strerror}", "look at that path, and ask again")
+
+
+def _listener(status_socket: Path) -> Snapshot | str:
+    try:
+        return snapshot(status_socket)
+    except Stopped as stopped:
+        return str(stopped)
 
 
 def _passwords(configuration: Configuration) -> tuple[str | None, str | None]:

@@ -77,6 +77,37 @@ class ListenerUser:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSeen:
+    """One of the hosts that share the queue; ``executors_per_user`` as it says itself, None until it has."""
+
+    host: str
+    state: str
+    free: int
+    executors_per_user: str | None
+    heard: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OneOfThem:
+    """An executor on one of the hosts; ``state`` is starting or ready."""
+
+    user: str
+    host: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostsSeen:
+    """What the listener knows of the hosts; ``host`` is its own. Both counts are of messages since its start."""
+
+    host: str
+    hosts: tuple[HostSeen, ...]
+    executors: tuple[OneOfThem, ...]
+    namesakes: int
+    ignored: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole answer. ``parked`` counts by reason."""
 
@@ -93,6 +124,7 @@ class Snapshot:
     held: Held
     totals: Totals
     users: tuple[ListenerUser, ...]
+    cluster: HostsSeen | None = None
     connections: Mapping[str, Connection] = field(default_factory=lambda: MappingProxyType({}))
     parked: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     raw: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -132,12 +164,26 @@ def decoded(answer: bytes) -> Snapshot:
         "held": _of(Held, document.get("held")),
         "totals": _of(Totals, totals),
         "users": tuple(_of(ListenerUser, user) for user in _list(document.get("users"))),
+        "cluster": _hosts(document.get("cluster")),
     }
     flat = {name: document.get(name) for name in _FLAT}
     for name, expected in _FLAT.items():
         if not isinstance(flat[name], expected) or isinstance(flat[name], bool) is not (expected is bool):
             raise TypeError(f"{name} is no {expected}")
     return Snapshot(**flat, **parts, parked=parked, raw=document)  # type: ignore[arg-type]  # they were just checked
+
+
+def _hosts(value: object) -> HostsSeen | None:
+    """Give what is told of the hosts; numbers of executors as text, since one of them may be "all"."""
+    if value is None:
+        return None
+    table = _table(value)
+    hosts = [dict(_table(host)) for host in _list(table.get("hosts"))]
+    for host in hosts:
+        wanted = host.get("executors_per_user")
+        host["executors_per_user"] = None if wanted is None else str(wanted)
+    executors = [dict(zip(("user", "host", "state"), _list(one), strict=True)) for one in _list(table.get("executors"))]
+    return _of(HostsSeen, {**table, "hosts": hosts, "executors": executors})
 
 
 def _answer(path: Path) -> bytes:

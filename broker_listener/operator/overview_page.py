@@ -13,17 +13,20 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from broker_listener.operator.listener_socket import Connection, Snapshot
+from broker_listener.operator.listener_socket import Connection, HostSeen, HostsSeen, Snapshot
 from broker_listener.operator.output import Column, escaped, table
 from broker_listener.operator.overview import Entry, Overview
 
 WIDE: Final = 110
+HIGH: Final = 24
+MAX_HOSTS: Final = 6
+"""Other hosts that have a line of their own, on a terminal that is high enough."""
 _STYLES: Final = {"up": "green", "down": "bold red", "blocked": "yellow", "draining": "yellow", "not consuming": "red"}
 
 
 def page(overview: Overview, columns: int, height: int | None = None) -> RenderableType:
     """Give the page; ``height`` is that of a terminal that it has to fit."""
-    health = list(_health(overview))
+    health = list(_health(overview, MAX_HOSTS if height is None or height >= HIGH else 0))
     running = [entry for entry in overview.entries if entry.pid is not None]
     without = [entry for entry in overview.entries if entry.pid is None]
     if height is None:
@@ -67,13 +70,14 @@ def lapse(seconds: float | None) -> str | None:
     return f"{days}d{hours % 24:02}h" if days < 100 else f"{days}d"
 
 
-def _health(overview: Overview) -> Iterator[Text]:
+def _health(overview: Overview, hosts: int) -> Iterator[Text]:
     listener, helper = overview.listener, overview.helper
     if listener is not None:
         facts = f"pid {listener.pid}, for {lapse(overview.at - listener.since)}, version {escaped(listener.version)}"
         yield _line("listener", "up", f"{facts}, on {escaped(listener.host)}")
         for name, connection in sorted(listener.connections.items()):
             yield _connection(name, connection, overview.at)
+        yield from _hosts(listener.cluster, overview.at, hosts)
     else:
         yield _missing("listener", overview)
     if helper is not None:
@@ -85,6 +89,34 @@ def _health(overview: Overview) -> Iterator[Text]:
         yield _missing("helper", overview)
     if listener is not None:
         yield from _jobs(listener)
+
+
+def _hosts(cluster: HostsSeen | None, now: float, most: int) -> Iterator[Text]:
+    """Say how the other hosts are, those first that take nothing, and what does not fit together."""
+    if cluster is None:
+        return
+    running = Counter(executor.host for executor in cluster.executors)
+    own = next((host.executors_per_user for host in cluster.hosts if host.host == cluster.host), None)
+    others = sorted(
+        (host for host in cluster.hosts if host.host != cluster.host),
+        key=lambda host: (_state_of(host) == "up", host.host),
+    )
+    for host in others[:most]:
+        facts = f"{_room(running[host.host], host.free)}, heard {lapse(now - (host.heard or now))} ago"
+        if host.executors_per_user not in {None, own}:
+            facts += f", executors_per_user {escaped(host.executors_per_user, 20)}, here {escaped(own, 20)}"
+        yield _line(f"host {escaped(host.host, 40)}", _state_of(host), facts)
+    left = Counter(map(_state_of, others[most:]))
+    if left or not others:
+        told = ", ".join(f"{count} {escaped(state, 20)}" for state, count in sorted(left.items()))
+        more = " more" if most and others else ""
+        yield _line("other hosts", "", f"{left.total()}{more}: {told}" if left else "none is heard")
+    if cluster.namesakes:
+        yield _line("other hosts", "namesakes", "one bears a name that is in use: cluster.host must be unique")
+
+
+def _state_of(host: HostSeen) -> str:
+    return "full" if host.state == "up" and not host.free else host.state
 
 
 def _connection(name: str, connection: Connection, now: float) -> Text:

@@ -17,7 +17,7 @@ from broker_listener.operator.audit_log.records import Query, Reader, Record, la
 from broker_listener.operator.listener_socket import PATH
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import console, escaped, manual, print_json, print_line, say, width
-from broker_listener.operator.overview import Entry, Look
+from broker_listener.operator.overview import Entry, Look, Overview
 from broker_listener.operator.overview_page import page
 
 HISTORY: Final = 20
@@ -126,16 +126,26 @@ def _of_one(look: Look, user: str, log: Path, *, as_json: bool) -> Outcome:
     records, why = _history(log, user)
     if as_json:
         state = None if entry is None else next(e for e in overview.as_json()["users"] if e["user"] == user)  # type: ignore[attr-defined]
-        print_json({"user": user, "now": state, "history": records})
+        print_json({"user": user, "now": state, "elsewhere": dict(_elsewhere(overview, user)), "history": records})
     else:
         _print_entry(user, entry)
+        if there := _elsewhere(overview, user):
+            print_line(f"on other hosts: {', '.join(f'{escaped(host)} {escaped(state)}' for host, state in there)}")
         for missing in overview.why.values():
             say(str(missing))
         for text in table.lines(records, width=width()) if records else ():
             print_line(text)
         if why is not None or not records:
             say(str(why or f"no record of {user} in {log}"))
-    return Outcome.DONE if entry is not None or records else Outcome.FINDING
+    known = entry is not None or records or _elsewhere(overview, user)
+    return Outcome.DONE if known else Outcome.FINDING
+
+
+def _elsewhere(overview: Overview, user: str) -> list[tuple[str, str]]:
+    """Give the other hosts on which the user has an executor, and its state there."""
+    cluster = overview.listener.cluster if overview.listener is not None else None
+    executors = cluster.executors if cluster is not None else ()
+    return [(one.host, one.state) for one in executors if one.user == user and cluster and one.host != cluster.host]
 
 
 def _history(log: Path, user: str) -> tuple[list[Record], Stopped | None]:

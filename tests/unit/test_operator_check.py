@@ -1,6 +1,7 @@
 """What ``check`` knows, each fault in a tree of files that is sound but for it; programs are answered for."""
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
-from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
+from broker_listener.config import BrokerConfig, ClusterConfig, HandOverConfig, ListenerConfig
 from broker_listener.operator.check import LOCAL, asked
 from broker_listener.operator.checks import host as host_checks
 from broker_listener.operator.checks import workspaces as workspace_checks
@@ -22,6 +23,7 @@ from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
 from broker_listener.operator.checks.knime import EXAMPLES, TEMP_DIR_LINE
 from broker_listener.operator.checks.running import Running
 from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, UserKeys
+from broker_listener.operator.listener_socket import Snapshot, decoded
 from tests.lab.check_faults import GRAVE, noting, unprovoked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an installation is root's, and root's to make")
@@ -64,6 +66,7 @@ class Host:
             HelperKeys(limits=LimitKeys(max_executors=10), users=UserKeys(allow_groups=("analysts",))),
         )
         self.running: Running | str = Running(0, frozenset({400}), frozenset({1000}), draining=False, free=9)
+        self.listener: Snapshot | str = "the listener was not asked"
         self.server_config: Path | None = None
         self.changes: list[AbstractContextManager[object]] = []
         """What files cannot tell: a file system, the time that an answer took, the version of a library."""
@@ -96,7 +99,12 @@ class Host:
 
     def findings(self) -> list[Finding]:
         inputs = Inputs(
-            self.configuration, root=self.root, run=self.run, running=self.running, server_config=self.server_config
+            self.configuration,
+            root=self.root,
+            run=self.run,
+            running=self.running,
+            listener=self.listener,
+            server_config=self.server_config,
         )
         left_out = {"sockets"}  # sockets are made by the daemons: tests/integration
         with ExitStack() as changed:
@@ -228,11 +236,61 @@ def slow_names(host: Host) -> None:
     changed(host_checks, "monotonic", lambda: next(looks, time.monotonic()))(host)
 
 
+def others(*, state: str = "up", **cluster: object) -> Callable[[Host], object]:
+    """Have the listener hear one other host, or what else it is to tell of them; ``state`` is its connection's."""
+
+    def change(host: Host) -> None:
+        told: dict[str, object] = {"host": "a", "hosts": [SELF, OTHER], "namesakes": 0, "ignored": 0, "executors": []}
+        connection = {"state": state, "server": None, "since": 1.0, "why": "403 ACCESS_REFUSED"}
+        document = {**STATUS, "connections": {"hosts": connection}, "cluster": told | cluster}
+        cluster_on(host)
+        host.listener = decoded(json.dumps(document).encode())
+
+    return change
+
+
+def cluster_on(host: Host) -> None:
+    listener = replace(host.configuration.listener, cluster=ClusterConfig(enabled=True))
+    host.configuration = replace(host.configuration, listener=listener)
+
+
+def started_without_the_cluster(host: Host) -> None:
+    cluster_on(host)
+    host.listener = decoded(json.dumps(STATUS).encode())
+
+
+SELF = {"host": "a", "state": "up", "free": 9, "executors_per_user": "all", "heard": None}
+OTHER = {"host": "b", "state": "up", "free": 9, "executors_per_user": "all", "heard": 1.0}
+STATUS = {
+    "v": 1,
+    "host": "a",
+    "version": "1",
+    "pid": 7,
+    "since": 1.0,
+    "consuming": True,
+    "queue": "q",
+    "mode": "republish",
+    "parked_queue": "p",
+    "under_way": 0,
+    "held": {},
+    "totals": {"parked": {}},
+    "users": [],
+    "cluster": None,
+    "connections": {},
+    "helper": {"state": "up", "since": 1.0, "draining": False, "free": 9},
+}
 FULL = SimpleNamespace(f_bavail=9, f_blocks=100, f_favail=50, f_files=100)
 NO_INODES = SimpleNamespace(f_bavail=50, f_blocks=100, f_favail=9, f_files=100)
 EXECUTOR = "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
 OURS = "KNIME_EXECUTOR_MSGQ=amqp://e:s3cret@broker:5672/%2F\0"
 FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
+    "a listener that was started before the cluster was on": (
+        started_without_the_cluster, "hosts.others", Level.FAULT, "systemctl restart"),
+    "an exchange that may not be used": (others(state="down"), "hosts.others", Level.FAULT, "rights"),
+    "two hosts of one name": (others(namesakes=3), "hosts.others", Level.FAULT, "cluster.host"),
+    "nobody else": (others(hosts=[SELF]), "hosts.others", Level.WARNING, "cluster.enabled true there"),
+    "hosts that want different numbers": (
+        others(hosts=[SELF, {**OTHER, "executors_per_user": 2}]), "hosts.others", Level.WARNING, "the same on all"),
     "a file of another account in the installation": (
         chown("opt/knime/knime.ini", 1234), "installation.owner", Level.FAULT, "chown -R root:root /opt/knime"),
     "a file that others can write": (
@@ -444,3 +502,18 @@ def test_no_finding_quotes_a_credential(host: Host) -> None:
 def test_nobody_is_called_by_a_group_that_is_only_denied_and_absent(host: Host) -> None:
     host.keys(users=UserKeys(allow_groups=(), deny_groups=("no-such-group",), map=MappingProxyType({})))
     assert [finding.level for finding in host.findings() if finding.subject == "host.groups"] == [Level.OK]
+
+
+def test_hosts_that_hear_each_other_are_well_and_one_that_starts_nobody_is_said_to(host: Host) -> None:
+    others(hosts=[SELF, {**OTHER, "free": 0}, {**OTHER, "host": "c", "state": "draining"}, {**OTHER, "host": "d"}])(
+        host
+    )
+    (found,) = [finding for finding in host.findings() if finding.subject == "hosts.others"]
+    assert found.level is Level.OK
+    assert found.seen == "heard: b (full, starts nobody), c (draining, starts nobody), d (room for 9 more)"
+
+
+def test_where_the_listener_cannot_be_asked_neither_are_its_others(host: Host) -> None:
+    cluster_on(host)
+    (found,) = [finding for finding in host.findings() if finding.subject == "hosts.others"]
+    assert found.level is Level.NOT_ASKED

@@ -4,13 +4,23 @@ import io
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
 from rich.console import Console
 
 from broker_listener.operator.helper_socket import Listing
-from broker_listener.operator.listener_socket import Connection, Held, HelperSeen, Snapshot, Totals
+from broker_listener.operator.listener_socket import (
+    Connection,
+    Held,
+    HelperSeen,
+    HostSeen,
+    HostsSeen,
+    OneOfThem,
+    Snapshot,
+    Totals,
+)
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.overview import Entry, Overview
 from broker_listener.operator.overview_page import page
@@ -105,3 +115,47 @@ def test_daemons_that_are_away_are_said_to_be_and_the_page_is_still_one() -> Non
     assert "not known  listener.sock: connection refused" in lines[0]
     assert "not known  helper.sock: connection refused" in lines[1]
     assert lines[-1] == "no executor runs on this host"
+
+
+def hosts(count: int, **changes: object) -> Snapshot:
+    """Give what a listener tells that hears so many others: one that drains, one that is full, the rest free."""
+    seen = [HostSeen("a", "up", 97, "all", None)]
+    for number in range(count):
+        free, state = (0 if number == 1 else 50), ("draining" if number == 0 else "up")
+        seen.append(HostSeen(f"b{number:02}", state, free, "all", NOW - 1))
+    executors = (OneOfThem("user001", "b00", "ready"), OneOfThem("user002", "b00", "starting"))
+    cluster = HostsSeen("a", tuple(seen), executors, namesakes=0, ignored=0)
+    return replace(LISTENER, cluster=replace(cluster, **changes))
+
+
+def of_hosts(listener: Snapshot, columns: int = 80, height: int | None = None) -> list[str]:
+    lines = shown(replace(overview([entry(1)]), listener=listener), columns, height)
+    return [line for line in lines if line.startswith(("host ", "other hosts"))]
+
+
+def test_other_hosts_are_named_those_that_start_nobody_first_and_the_rest_is_counted() -> None:
+    assert of_hosts(hosts(3)) == [
+        "host b00       draining   2 executors, room for 50 more, heard 1s ago",
+        "host b01       full       0 executors, room for 0 more, heard 1s ago",
+        "host b02       up         0 executors, room for 50 more, heard 1s ago",
+    ]
+    assert of_hosts(hosts(49))[-1] == "other hosts               43 more: 43 up"
+    assert of_hosts(hosts(0)) == ["other hosts               none is heard"]
+    assert of_hosts(hosts(49), height=20) == ["other hosts               49: 1 draining, 1 full, 47 up"]
+
+
+def test_hosts_that_do_not_fit_together_are_said_to() -> None:
+    other = HostSeen("b", "up", 5, "2", NOW)
+    own = HostSeen("a", "up", 5, "all", None)
+    (line,) = of_hosts(hosts(1, hosts=(own, other)), columns=200)
+    assert line.endswith("executors_per_user 2, here all")
+    assert "namesakes" in of_hosts(hosts(1, namesakes=4))[-1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_page_with_fifty_hosts_fits_its_terminal(size: tuple[int, int]) -> None:
+    columns, height = size
+    crowd = [entry(number) for number in range(300)]
+    lines = shown(replace(overview(crowd), listener=hosts(49)), columns, height)
+    assert len(lines) <= max(height, 10)
+    assert all(len(line) <= columns for line in lines)

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from broker_listener.operator.checks.running import Running
 from broker_listener.operator.configuration import Configuration
+from broker_listener.operator.listener_socket import Snapshot
 
 TIMEOUT: Final = 5.0
 
@@ -69,12 +70,13 @@ def run_program(command: Sequence[str]) -> Ran:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What questions are asked of. ``running``: the helper's answer, or why there is none."""
+    """What questions are asked of. ``running``, ``listener``: the daemons' answers, or why there is none."""
 
     configuration: Configuration
     root: Path = Path("/")
     run: Run = run_program
     running: Running | str = "the helper was not asked"
+    listener: Snapshot | str = "the listener was not asked"
     user: str | None = None
     server_config: Path | None = None
 
