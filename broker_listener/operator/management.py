@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request, build_opener
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    Request,
+)
 
 from broker_listener.operator.outcome import Outcome, Stopped
 
@@ -110,9 +117,12 @@ def _base(url: str) -> tuple[str, str] | None:
 
 
 def _opener(ca_file: str) -> OpenerDirector:
-    """Follow no redirect out of http and https, and no proxy of the environment."""
-    context = ssl.create_default_context(cafile=ca_file or None)
-    return build_opener(HTTPHandler(), HTTPSHandler(context=context))
+    """Give what speaks http and https: it follows no redirect and asks no proxy, which would be given the password."""
+    opener = OpenerDirector()
+    https = HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None))
+    for handler in (HTTPHandler(), https, HTTPDefaultErrorHandler(), HTTPErrorProcessor()):
+        opener.add_handler(handler)
+    return opener
 
 
 def _objects(answer: object) -> list[Object]:

@@ -1,7 +1,10 @@
 """What ``observe`` makes of messages: names, types and counts, and never a value; and the verdict on them."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_listener.config import BrokerConfig, HandOverConfig, ListenerConfig
-from broker_listener.operator.management import named
+from broker_listener.operator.management import Unavailable, named
 from broker_listener.operator.observe import _print
 from broker_listener.operator.observing.broker import _pattern, facts
 from broker_listener.operator.observing.traffic import MAX_NAMES, OTHERS, Traffic
@@ -165,6 +168,45 @@ def test_the_management_password_is_read_from_a_file_and_never_shown(tmp_path: P
     interface = named("https://m%40x@[::1]", tmp_path / "password", "/", "")
     assert (interface.base, interface.credentials) == ("https://[::1]:15671", "bUB4OnA6dw==")
     assert "bUB4OnA6dw" not in repr(interface)
+
+
+@contextmanager
+def served(status: int, **headers: str) -> Iterator[tuple[int, list[str]]]:
+    """Answer each request alike; give the port, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            for name, value in {"Content-Length": "2", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port, asked
+        finally:
+            server.shutdown()
+
+
+def test_the_password_goes_neither_where_a_redirect_leads_nor_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "password").write_text("p")
+    with (
+        served(200) as (elsewhere, strangers),
+        served(302, Location=f"http://127.0.0.1:{elsewhere}/") as (port, asked),
+    ):
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{elsewhere}")
+        interface = named(f"http://m@127.0.0.1:{port}", tmp_path / "password", "/", "")
+        with pytest.raises(Unavailable, match="302"):
+            interface.consumers()
+    assert (asked, strangers) == (["/api/consumers/%2F"], [])
 
 
 class Interface:
