@@ -4,7 +4,8 @@ Written before the machine is booted; afterwards entries are changed as the dire
 over slapd's local socket. Users have no home and have never logged in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from tests.lab.machine import Machine
@@ -92,6 +93,18 @@ class Directory:
     def forget_cached(self) -> None:
         """Let SSSD ask anew for everything that it has cached: sss_cache(8)."""
         self._machine.run("sss_cache", "-E", check=False)
+
+    @contextmanager
+    def forgetting_unknown_users_after(self, seconds: int) -> Iterator[None]:
+        """Let SSSD keep "no such user" for that time: entry_negative_timeout of sssd.conf(5), 15 s by default."""
+        snippet = "/etc/sssd/conf.d/lab.conf"
+        self._machine.write(snippet, f"[nss]\nentry_negative_timeout = {seconds}\n", 0o600)
+        self._machine.run("systemctl", "restart", "sssd")
+        try:
+            yield
+        finally:
+            self._machine.run("rm", snippet)
+            self._machine.run("systemctl", "restart", "sssd")
 
     def _members(self, group: str) -> list[str]:
         found = self._machine.run("ldapsearch", *_AS_ROOT, "-LLL", "-b", f"cn={group},{SUFFIX}", "memberUid")

@@ -3,6 +3,7 @@
 What is taken from other files runs here on this file's own site, as it does there on a Debian 12.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -53,9 +54,11 @@ def test_a_java_program_connects_takes_its_job_compiles_maps_and_writes_everywhe
     site.machine.run("sh", "-ec", "mkdir -p /srv/share-java; mount -t tmpfs -o mode=1777 java /srv/share-java")
     source = (CHECKOUT / "tests/simulated_knime/StandIn.java").read_text(encoding="utf-8")
     site.machine.write("/opt/knime-java/StandIn.java", source)
-    command = f'exec /usr/bin/java "-Djava.io.tmpdir=$TMPDIR" -cp {JARS} /opt/knime-java/StandIn.java "$@"'
+    command = f'exec /usr/bin/java -cp {JARS} /opt/knime-java/StandIn.java "$@"'
     site.machine.write("/opt/knime-java/knime", f"#!/bin/sh\n{command}\n", 0o755)
-    site.configure_helper(executor={"home": "/opt/knime-java"})
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    (java,) = re.findall(r"^JAVA_TOOL_OPTIONS = \"(.+)\"$", readme, re.MULTILINE)
+    site.configure_helper(executor={"home": "/opt/knime-java", "environment": {"JAVA_TOOL_OPTIONS": java}})
     began = time.time()
     report = site.job(user, seconds=60)
     assert report["compiled_ms"] > 0
