@@ -22,7 +22,7 @@ from broker_listener.operator.checks import workspaces as workspace_checks
 from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
 from broker_listener.operator.checks.knime import EXAMPLES, TEMP_DIR_LINE
 from broker_listener.operator.checks.running import Running
-from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, UserKeys
+from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, SocketKeys, UserKeys
 from broker_listener.operator.listener_socket import Snapshot, decoded
 from tests.lab.check_faults import GRAVE, noting, unprovoked
 
@@ -497,6 +497,31 @@ def test_no_finding_quotes_a_credential(host: Host) -> None:
     chmod("etc/knime-peruser/executor-msgq", 0o666)(host)
     host.process(501, EXECUTOR, environ=OURS)
     assert "s3cret" not in repr(host.findings())
+
+
+def own_password_file(host: Host, owner: int, mode: int) -> Finding:
+    """Have listener.toml name a file, as without systemd; give what is found of it."""
+    file = host.write("etc/listener-password", "s3cret")
+    os.chown(file, owner, 0)
+    file.chmod(mode)
+    broker = BrokerConfig(password_file="/etc/listener-password")
+    host.configuration = replace(host.configuration, listener=ListenerConfig(broker=broker))
+    host.keys(socket=SocketKeys(listener_user="daemon"))
+    (host.root / "etc/knime-peruser/broker-password").unlink()
+    (found,) = [finding for finding in host.findings() if finding.subject == "daemons.broker-password"]
+    assert "/etc/listener-password" in found.seen
+    return found
+
+
+def test_a_password_file_that_the_configuration_names_may_be_the_listeners_own(host: Host) -> None:
+    assert own_password_file(host, 1, 0o400).level is Level.OK
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(1, 0o604), (1, 0o640), (1234, 0o600)])
+def test_a_password_file_that_the_configuration_names_is_closed_to_everybody_else(
+    host: Host, owner: int, mode: int
+) -> None:
+    assert own_password_file(host, owner, mode).level is Level.FAULT
 
 
 def test_nobody_is_called_by_a_group_that_is_only_denied_and_absent(host: Host) -> None:

@@ -143,6 +143,8 @@ def test_an_empty_vhost_is_the_brokers_default() -> None:
         ({"rabbitmq_host_name": ["b", 5]}, "rabbitmq_host_name"),
         ({"rabbitmq_host_name": ""}, "rabbitmq_host_name"),
         ({"knime_home": "relative"}, "knime_home"),
+        ({"rabbitmq_queue_name": "half a character \ud800"}, "is not JSON in UTF-8"),
+        ({"rabbitmq_client_password": "half a character \ud800"}, "is not JSON in UTF-8"),
         ({"local_knime_user_os_user_mapping": {"a": 1}}, "local_knime_user_os_user_mapping"),
     ],
 )

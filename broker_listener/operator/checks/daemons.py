@@ -5,6 +5,7 @@ Both programs are asked to check themselves, so what they would refuse is said h
 
 import grp
 import os
+import pwd
 import stat
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from broker_listener.operator.checks.finding import (
     warning,
 )
 
-CREDENTIALS: Final = ("broker-password", "executor-msgq")
 _PLACES: Final = ("/usr/sbin", "/usr/local/sbin")
 
 
@@ -46,25 +46,33 @@ def configurations(inputs: Inputs) -> Iterator[Finding]:
 
 def credentials(inputs: Inputs) -> Iterator[Finding]:
     """Ask whether both credentials are there, root's, and closed to everybody else."""
-    for name in CREDENTIALS:
-        subject, path = f"daemons.{name}", inputs.configuration.directory / name
-        try:
-            status = inputs.at(path).lstat()
-        except FileNotFoundError:
-            yield fault(subject, f"{path} is not there", f"install -m 0600 /dev/null {path}, then write it")
-            continue
-        except PermissionError:
-            yield not_asked(
-                subject, f"{path} is in a directory that this account may not look into", "run this as root"
-            )
-            continue
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
-            seen = f"{path}: uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}: others can read a password"
-            yield fault(subject, seen, f"chown root:root {path} && chmod 0600 {path}, and change the password")
-        elif not status.st_size:
-            yield fault(subject, f"{path} is empty", "write it, then restart both daemons")
-        else:
-            yield ok(subject, f"{path} is there and root's alone")
+    configuration = inputs.configuration
+    password_file, msgq_file = configuration.listener.broker.password_file, configuration.helper.executor.msgq_file
+    yield from _credential(inputs, "broker-password", password_file, configuration.helper.socket.listener_user)
+    yield from _credential(inputs, "executor-msgq", msgq_file, None)
+
+
+def _credential(inputs: Inputs, name: str, configured: str, reader: str | None) -> Iterator[Finding]:
+    """Look at one; where the configuration names a file of its own, ``reader`` may own it, or its group may read it."""
+    subject, path = f"daemons.{name}", configured or str(inputs.configuration.directory / name)
+    owners, groups = _ids(reader) if configured else ({0}, set())
+    try:
+        status = inputs.at(path).stat() if configured else inputs.at(path).lstat()
+    except FileNotFoundError:
+        yield fault(subject, f"{path} is not there", f"install -m 0600 /dev/null {path}, then write it")
+        return
+    except PermissionError:
+        yield not_asked(subject, f"{path} is in a directory that this account may not look into", "run this as root")
+        return
+    closed = 0o037 if status.st_gid in groups else 0o077
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners or status.st_mode & closed:
+        seen = f"{path}: uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}: others can read a password"
+        whose = f"{reader if configured and reader else 'root'}:root"
+        yield fault(subject, seen, f"chown {whose} {path} && chmod 0600 {path}, and change the password")
+    elif not status.st_size:
+        yield fault(subject, f"{path} is empty", "write it, then restart both daemons")
+    else:
+        yield ok(subject, f"{path} is there and closed to others")
 
 
 def files(inputs: Inputs) -> Iterator[Finding]:
@@ -134,6 +142,15 @@ def program(name: str) -> str:
     own = Path(sys.argv[0]).resolve().parent
     places = (own, own.parent / "sbin", *map(Path, _PLACES))
     return str(next((place / name for place in places if (place / name).is_file()), Path(_PLACES[0], name)))
+
+
+def _ids(reader: str | None) -> tuple[set[int], set[int]]:
+    """Give the uids that may own a credential, and the gids that may read it."""
+    try:
+        account = pwd.getpwnam(reader) if reader else None
+    except KeyError:
+        account = None
+    return ({0}, set()) if account is None else ({0, account.pw_uid}, {account.pw_gid})
 
 
 def _group(gid: int) -> str:

@@ -64,6 +64,7 @@ def read(file: Path) -> tuple[Predecessor, list[str]]:
         with file.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
         table = json.loads(data.decode("utf-8")) if len(data) <= MAX_BYTES else None
+        json.dumps(table, ensure_ascii=False).encode("utf-8")  # an escape in JSON may be half a character
     except OSError as error:
         raise Stopped(Outcome.USAGE, f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
