@@ -108,13 +108,15 @@ def _explain(user: str, config: HelperConfig) -> int:
         name = directory_name(user, os_user, config.workspace.names)
         try:
             account, reason = accounts.decide(os_user, config)
+            absent = [group for group in users.deny_groups if accounts.group_id(group) is None]
             decision = "refused" if reason else "would_start"
         except Undecided as error:
-            account, reason, decision = None, None, f"failed: {error}"
+            account, reason, absent, decision = None, None, [], f"failed: {error}"
         found |= {
             "decision": decision,
             "reason": reason,
             "account": asdict(account) if account else None,
+            "deny_groups_absent": absent,
             "workspace": os.path.join(config.executor.workspaces, name),
             "temp": os.path.join(config.executor.temp, name),
             "scope": unit_name(name),

@@ -65,9 +65,8 @@ class Server:
         self._serving = False
 
     def _watch_gate(self) -> None:
-        gateway = self._gateway
-        self._loop.watch(gateway.channel.fileno(), self._receive)
-        self._loop.watch(gateway.pidfd, self._gate_ended)
+        self._loop.watch(self._gateway.channel.fileno(), self._receive)
+        self._loop.watch(self._gateway.pidfd, self._gate_ended)
 
     def _receive(self) -> None:
         now = time.monotonic()
@@ -172,7 +171,8 @@ class Server:
             self._loop.forget(listening.fileno())
             self._loop.after(1.0, lambda: self._loop.watch(listening.fileno(), lambda: self._accept(listening)))
             return
-        peer = Peer(*_peer_credentials(connection))
+        pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        peer = Peer(uid, gid, pid)
         if peer.uid != 0 or len(self._operators) >= _MAX_OPERATORS:
             now = time.monotonic()
             self._supervisor.audit.note(Event(event="refused_peer", peer=peer, reason="operator_socket"), now)
@@ -198,12 +198,6 @@ class Server:
                 connection.send(encode_reply(reply))
 
         dispatch(self._supervisor, frame, Came(Channel.OPERATOR, peer, answer), time.monotonic())
-
-
-def _peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """Give uid, gid and pid of the other end: SO_PEERCRED, unix(7)."""
-    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid, gid, pid
 
 
 def _say(state: str) -> None:

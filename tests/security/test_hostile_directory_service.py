@@ -261,6 +261,10 @@ def test_explain_shows_the_name_that_the_directory_gives_so_that_it_can_be_mappe
     helper.configure()
     found = json.loads(helper.run("--explain", "remote").stdout)
     assert (found["reason"], found["account"]["name"]) == ("denied_user", alice.name)
+    assert "absent-group" not in found["deny_groups_absent"]
+    helper.configure(users={"deny_groups": ["absent-group", "daemon"]})
+    found = json.loads(helper.run("--explain", "remote").stdout)
+    assert found["deny_groups_absent"] == ["absent-group"], "which denies nobody: perhaps it is spelt otherwise"
     helper.start(users={"map": {"remote": alice.name}})
     assert helper.client().ensure("remote")["result"] == "started"
 
