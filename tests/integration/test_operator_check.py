@@ -301,6 +301,11 @@ def test_a_certificate_that_is_not_to_be_trusted_and_one_that_ends_soon_are_name
         named = [url.replace("127.0.0.1", "localhost") for url in good["urls"]]
         held.write_listener_toml(broker={**good, "urls": named})
         assert "Hostname mismatch" in sound.wrong()["broker.tls"][1]
+        ca_file.chmod(0o600)
+        held.write_listener_toml(broker=good)
+        level, seen = sound.wrong()["broker.tls"]
+        assert (level, f"{ca_file}: cannot be used: Permission denied" in seen) == ("fault", True), seen
+        ca_file.chmod(0o644)
         plain = [url.replace(f":{port}", f":{sound.node.port}") for url in good["urls"]]
         held.write_listener_toml(broker={**good, "urls": plain})
         assert sound.wrong()["broker.tls"][0] == "fault"

@@ -73,7 +73,14 @@ def _server(broker: BrokerConfig, url: BrokerUrl, secrets: Secrets) -> Generator
 def _certificate(broker: BrokerConfig, url: BrokerUrl, plain: socket.socket) -> Iterator[Finding]:
     subject = "broker.tls"
     try:
-        with tls_context(broker).wrap_socket(plain, server_hostname=url.host) as encrypted:
+        context = tls_context(broker)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError, a key with a passphrase a ValueError
+        files = ", ".join(filter(None, (broker.ca_file, broker.client_cert_file, broker.client_key_file)))
+        advice = "they must be PEM, and readable by the account of the listener"
+        yield fault(subject, f"{files}: cannot be used: {getattr(error, 'strerror', None) or error}", advice)
+        return
+    try:
+        with context.wrap_socket(plain, server_hostname=url.host) as encrypted:
             ends = str((encrypted.getpeercert() or {}).get("notAfter", ""))
     except ssl.SSLCertVerificationError as error:
         advice = "broker.ca_file must hold the authority; broker.urls must name the host as the certificate does"
