@@ -129,6 +129,8 @@ def _make_home(account: Account, home_roots: Sequence[str], *, half_made: bool) 
     ):
         if half_made:
             _remove_half_made(within, name, account, marker)
+        os.utime(marker)  # explains from here on what a kill leaves
+        os.fsync(marker)
         _must_be_missing(within, name, account)
         status = _run_mkhomedir(account, marker)
         found = _home_as_the_user_sees_it(account)
@@ -178,8 +180,6 @@ def _must_be_missing(within: int, name: str, account: Account) -> None:
 
 
 def _run_mkhomedir(account: Account, marker: int) -> int:
-    os.utime(marker)
-    os.fsync(marker)
     try:
         # PRIVILEGED: makes the home as root, in a directory that only root can write. It inherits the marker's lock:
         # should it outlive us, nobody takes what it is making for half made.

@@ -449,6 +449,31 @@ def test_a_home_that_somebody_else_made_since_it_was_found_missing_is_neither_re
     in_private_mounts(check)
 
 
+def test_a_start_that_is_killed_while_it_makes_sure_that_a_home_is_missing_locks_nobody_out(
+    tree: Path, user: OsUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the marker of an attempt of long ago, which would not explain what is found."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "killed")
+
+    def check() -> None:
+        home = tree / "parent" / user.name
+        give_home(user, home, passwd=tree / "passwd")
+        marker = home.parent / f".{user.name}.pending"
+        marker.touch()
+        os.utime(marker, (time.time() - 3600,) * 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rmdir", killed)
+            with pytest.raises(NotPrepared, match="killed"):
+                ensure_home(account_of(user, home), [str(home.parent)])
+        assert home.owner() == "root"
+        ensure_home(account_of(user, home), [str(home.parent)])
+        assert (home.owner(), names_in(home.parent)) == (user.name, [user.name])
+
+    in_private_mounts(check)
+
+
 def test_a_half_made_home_that_somebody_mounted_over_is_not_emptied(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home = tree / "parent" / user.name
