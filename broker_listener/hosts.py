@@ -10,13 +10,16 @@ from math import inf
 from typing import Final, NamedTuple
 
 from broker_listener.host_messages import PAGE, Beat, Hello, HostMessage, HostState, Users, UserState
-from broker_listener.placement import Placement
+from broker_listener.placement import MAX_USERS, Placement
+from broker_listener.repeats import Repeats
 
 SETTLED_AFTER: Final = 1.0
 """Seconds after joining in which no executor is started, since the others have yet to say who runs whom."""
-REPEAT_PAUSE: Final = 0.5
-"""Seconds between two times that everything is asked for, or told: all hear it, so that one answer serves all."""
+MAX_ASKING_PAUSE: Final = 64.0
+MAX_TELLING_PAUSE: Final = 8.0
+"""Seconds to which the pauses grow between two times that everything is asked for, or told."""
 MAX_FORMER: Final = 4
+MAX_PAGES: Final = MAX_USERS // PAGE + 1
 
 
 class Changes(NamedTuple):
@@ -40,8 +43,11 @@ class Peer:
     """Its executors_per_user, 0 for all; None until it has said so."""
     told_all: bool = False
     """Whether this run has said whom it has."""
-    snapshot: set[str] = field(default_factory=set)
-    """The users of the pages that have come so far."""
+    complete: bool = False
+    """Whether it has said so since a message of it was missed."""
+    snapshot: set[str] | None = None
+    """The users of the pages that have come so far; None where the first of them have not."""
+    next_page: int = 0
     former_boots: list[str] = field(default_factory=list)
 
 
@@ -64,19 +70,21 @@ class Hosts:
         self._changed: dict[str, UserState] = {}
         self._wants: dict[str, UserState] = {}
         self._hello_wanted = self._all_wanted = self._knows_own = False
-        self._hello_at = self._all_at = -inf
+        self._asking, self._telling = Repeats(MAX_ASKING_PAUSE), Repeats(MAX_TELLING_PAUSE)
+        self._heard_self_at = -inf
 
     def joined(self, now: float) -> None:
         """Take that the others can be heard and spoken to."""
         self._joined_at = now
         self._hello_wanted = self._all_wanted = self._beat_due = True
-        self._hello_at = self._all_at = -inf
-        self._changed.clear()
-        self._wants.clear()
+        self._asking.begin()
+        self._telling.begin()
 
     def parted(self) -> Changes:
         """Take that nobody is heard any more; what was known of them is not known any more."""
         self._joined_at = None
+        self._changed.clear()
+        self._wants.clear()
         return self._forget(list(self.peers))
 
     def beat(self, state: HostState, free: int) -> None:
@@ -91,7 +99,8 @@ class Hosts:
 
     def wants(self, user: str) -> None:
         """Tell the others that jobs of the user are here, and fewer executors than wanted."""
-        self._wants[user] = UserState.WANT
+        if self._joined_at is not None and len(self._wants) < MAX_USERS:  # or when it is asked for again
+            self._wants[user] = UserState.WANT
 
     def own_user(self, user: str, state: UserState, now: float) -> None:
         """Tell the others what has become of a user's executor here."""
@@ -102,7 +111,11 @@ class Hosts:
             self._users.pop(user, None)
         else:
             self._users[user] = state
-        self._changed[user] = state
+        if self._joined_at is not None:  # or with everything
+            self._changed[user] = state
+        if len(self._changed) > MAX_USERS:
+            self._changed.clear()
+            self._all_wanted = True
 
     def own_state(self, user: str) -> UserState | None:
         """Give what the others were told of a user's executor here, None where there is none."""
@@ -112,11 +125,13 @@ class Hosts:
         """Take a message of another host."""
         if message.host == self._host:
             self.namesakes += message.boot != self._boot
+            self._heard_self_at = now
             return Changes()
         peer = self._met(message, now)
         if peer is None or message.seq <= peer.seq:  # doubled, or late
             return Changes()
-        self._hello_wanted |= message.seq > peer.seq + 1
+        if message.seq > peer.seq + 1:
+            peer.complete, peer.snapshot = False, None
         peer.seq, peer.heard_at = message.seq, now
         match message.content:
             case Beat(state, free, wanted):
@@ -145,6 +160,11 @@ class Hosts:
         """Take that the broker takes no messages now: nobody's silence says anything."""
         for peer in self.peers.values():
             peer.heard_at = now
+        self._heard_self_at = now
+
+    def is_deaf(self, now: float) -> bool:
+        """Tell whether not even what we say ourselves has been heard for ``dead_after``, though it should."""
+        return self._joined_at is not None and now - max(self._joined_at, self._heard_self_at) >= self._dead_after
 
     def starts_here(self, user: str, now: float) -> bool:
         """Tell whether our helper is to be asked for an executor of the user."""
@@ -161,16 +181,23 @@ class Hosts:
         if self._beat_due:
             self._beat_due = False
             yield self._own
-        if self._hello_wanted and now - self._hello_at >= REPEAT_PAUSE:
-            self._hello_wanted, self._hello_at = False, now
+        if self._misses_something() and self._asking.due(now):
+            self._hello_wanted = False
             yield Hello()
         changed, self._changed = self._changed, {}
         wants, self._wants = self._wants, {}
         yield from map(Users, _pages(changed) + _pages(wants))
-        if self._all_wanted and self._knows_own and now - self._all_at >= REPEAT_PAUSE:
-            self._all_wanted, self._all_at = False, now
+        if self._all_wanted and self._knows_own and self._telling.due(now):
+            self._all_wanted = False
             pages = _pages(self._users) or [{}]
             yield from (Users(page, number, len(pages)) for number, page in enumerate(pages))
+
+    def _misses_something(self) -> bool:
+        """Tell whether everything is to be asked for: an answer, or the question, may have been lost, too."""
+        if self._hello_wanted or not all(peer.complete for peer in self.peers.values()):
+            return True
+        self._asking.begin()
+        return False
 
     def _number(self) -> int:
         self._seq += 1
@@ -189,13 +216,14 @@ class Hosts:
         former = [*peer.former_boots[1 - MAX_FORMER :], peer.boot] if peer is not None else []
         # What ran there is thought to run on, since executors outlive a listener, until its pages say otherwise.
         peer = self.peers[message.host] = Peer(message.boot, message.seq - 1, now, now, former_boots=former)
-        self._hello_wanted = True
         return peer
 
     def _told(self, host: str, peer: Peer, content: Users, now: float) -> Changes:
         """Take what a host says of its users."""
         users, place = content.users.items(), self.placement
         changed = frozenset(user for user, state in users if place.user_is(user, host, state, now))
+        if peer.snapshot is not None:
+            peer.snapshot |= {user for user, state in users if state in (UserState.STARTING, UserState.READY)}
         if content.page is not None:
             changed |= self._paged(host, peer, content)
         return Changes(changed, self._to_start(content.users, now))
@@ -206,13 +234,16 @@ class Hosts:
         return frozenset(user for user in wanted if self.starts_here(user, now))
 
     def _paged(self, host: str, peer: Peer, content: Users) -> frozenset[str]:
-        """Collect the pages, which come one right after the other; after the last, whom none named is not there."""
+        """Collect the pages; after the last, whom neither they nor a message in between has named is not there."""
         if content.page == 0:
-            peer.snapshot = set()
-        peer.snapshot |= set(content.users)
-        if content.page != content.pages - 1:
+            peer.snapshot, peer.next_page = set(content.users), 0
+        if peer.snapshot is None or content.page != peer.next_page or content.pages > MAX_PAGES:
+            peer.snapshot = None
             return frozenset()
-        snapshot, peer.snapshot, peer.told_all = peer.snapshot, set(), True
+        peer.next_page += 1
+        if peer.next_page < content.pages:
+            return frozenset()
+        snapshot, peer.snapshot, peer.told_all, peer.complete = peer.snapshot, None, True, True
         return self.placement.only_these(host, snapshot)
 
     def _forget(self, hosts: Iterable[str]) -> Changes:

@@ -5,7 +5,7 @@ or to wait: hosts that have heard the same decide the same, and those that have 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
@@ -13,6 +13,8 @@ from broker_listener.host_messages import HostState, UserState
 
 MAX_HOSTS: Final = 64
 MAX_USERS: Final = 50_000
+"""Users of other hosts; how many run here is bounded by our helper."""
+MAX_DECLINED: Final = 10_000
 DECLINED_FOR: Final = 30.0
 """Seconds for which a host that said it has none, when one was wanted, is asked last."""
 
@@ -38,8 +40,6 @@ class Runs:
 
     starting: int = 0
     ready: int = 0
-    declined: dict[int, float] = field(default_factory=dict)
-    """Until when the host with this bit is asked last."""
 
 
 class Placement:
@@ -51,6 +51,8 @@ class Placement:
         self._own = Place(host, 1)
         self._places = {host: self._own}
         self._runs: dict[str, Runs] = {}
+        self._declined: dict[tuple[str, str], float] = {}
+        """User and host -> until when the host is asked last, the first to end first."""
 
     def host_is(self, host: str, state: HostState, free: int) -> bool:
         """Take what a host says of itself; False where there are too many hosts for one more."""
@@ -134,37 +136,43 @@ class Placement:
         """
         running = runs.starting | runs.ready
         free = [place for place in self._places.values() if place.takes_more and not place.bit & running]
-        return sorted(free, key=lambda place: (runs.declined.get(place.bit, 0.0) > now, _weight(user, place.name)))
+        until = self._declined
+        return sorted(free, key=lambda at: (until.get((user, at.name), now) > now, _weight(user, at.name)))
 
     def _set(self, user: str, place: Place, state: UserState, now: float | None) -> bool:
         """Change the masks; ``now`` is None where the host is not to be asked last for having none."""
-        runs = self._runs.get(user)
-        if state is UserState.WANT or (runs is None and state is UserState.GONE and now is None):
+        if state is UserState.WANT:
             return False
+        if now is not None:
+            self._decline(user, place, state, now)
+        runs = self._runs.get(user)
         if runs is None:
-            if len(self._runs) >= MAX_USERS:
+            if state is UserState.GONE or (len(self._runs) >= MAX_USERS and place is not self._own):
                 return False
             runs = self._runs[user] = Runs()
         before, there = runs.ready & ~self._own.bit, (runs.starting | runs.ready) & place.bit
         runs.starting &= ~place.bit
         runs.ready &= ~place.bit
-        runs.declined.pop(place.bit, None)
         match state:
             case UserState.STARTING:
                 runs.starting |= place.bit
             case UserState.READY:
                 runs.ready |= place.bit
-            case UserState.GONE if now is not None:
-                runs.declined[place.bit] = now + DECLINED_FOR
-        self._sweep(user, runs, now)
+        if not (runs.starting or runs.ready):
+            del self._runs[user]
         lost = place is not self._own and there and not (runs.starting | runs.ready) & place.bit
         return bool(lost) or (before != 0) != (runs.ready & ~self._own.bit != 0)
 
-    def _sweep(self, user: str, runs: Runs, now: float | None) -> None:
-        if now is not None:
-            runs.declined = {bit: until for bit, until in runs.declined.items() if until > now}
-        if not (runs.starting or runs.ready or runs.declined):
-            del self._runs[user]
+    def _decline(self, user: str, place: Place, state: UserState, now: float) -> None:
+        """Note that the host has none now, or has one; it is a hint, so that the oldest may be forgotten."""
+        self._declined.pop((user, place.name), None)
+        if state is UserState.GONE:
+            self._declined[user, place.name] = now + DECLINED_FOR
+        while self._declined:
+            oldest = next(iter(self._declined))
+            if self._declined[oldest] > now and len(self._declined) <= MAX_DECLINED:
+                return
+            del self._declined[oldest]
 
     def _unused_bit(self) -> int:
         used = sum(place.bit for place in self._places.values())

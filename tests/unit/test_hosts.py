@@ -4,15 +4,16 @@ The model is the world: which hosts are up, which executors really run. It knows
 """
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker_listener.host_messages import MAX_BYTES, HostMessage, HostState, UserState, encode
+from broker_listener.host_messages import MAX_BYTES, PAGE, Hello, HostMessage, HostState, Users, UserState, encode
 from broker_listener.hosts import Changes, Hosts
-from broker_listener.placement import DECLINED_FOR
+from broker_listener.placement import DECLINED_FOR, MAX_USERS
 
 USERS = ("alice", "bob", "carol", "dave")
 BEAT = 5.0
@@ -290,6 +291,116 @@ def test_users_of_many_pages_are_all_there_and_one_that_is_not_named_any_more_is
     world.pass_time(2 * BEAT)
     assert not there.elsewhere("user7")
     assert there.elsewhere("user8")
+
+
+def test_users_without_end_who_get_no_executor_leave_room_for_those_who_have_one() -> None:
+    world = settled(["a", "b"], 1)
+    there = world.hosts["a"].placement
+    for number in range(MAX_USERS + 1000):
+        there.user_is(f"nobody{number}", "b", UserState.GONE, world.now)
+    there.user_is("alice", "b", UserState.READY, world.now)
+    assert there.elsewhere("alice")
+
+
+def test_our_own_executors_are_known_whatever_another_host_claims_to_have() -> None:
+    world = settled(["a", "b"], 1)
+    one = world.hosts["a"]
+    for number in range(MAX_USERS + 1):
+        one.placement.user_is(f"nobody{number}", "b", UserState.READY, world.now)
+    one.own_user("alice", UserState.READY, world.now)
+    assert one.placement.hosts_of("alice") == ["a"]
+
+
+def pages_of(world: World, name: str, users: int) -> list[HostMessage]:
+    """Give what the host tells when it is asked for everything: pages of that many users who are ready there."""
+    host = world.hosts[name]
+    for number in range(users):
+        host.own_user(f"user{number}", UserState.READY, world.now)
+    host.take_messages(world.now)
+    host.joined(world.now)
+    return host.take_messages(world.now)
+
+
+def test_of_pages_whose_first_was_lost_nobody_is_taken_to_be_gone() -> None:
+    world = settled(["a", "b"], 1)
+    messages = pages_of(world, "a", 1200)
+    for message in messages:
+        world.deliver("b", message)
+    first = next(number for number, message in enumerate(messages) if isinstance(message.content, Users))
+    world.now += 60
+    for message in [one for number, one in enumerate(pages_of(world, "a", 1200)) if number != first]:
+        world.deliver("b", message)
+    there = world.hosts["b"].placement
+    assert all(there.elsewhere(f"user{number}") for number in range(1200))
+
+
+def test_who_has_become_ready_between_two_pages_is_not_taken_to_be_gone() -> None:
+    world = settled(["a", "b"], 1)
+    *before, last = (message for message in pages_of(world, "a", 1200))
+    between = last._replace(content=Users({"alice": UserState.READY, "user3": UserState.GONE}))
+    for message in (*before, between, last._replace(seq=last.seq + 1)):
+        world.deliver("b", message)
+    there = world.hosts["b"].placement
+    assert there.elsewhere("alice")
+    assert not there.elsewhere("user3")
+    assert sum(there.elsewhere(f"user{number}") for number in range(1200)) == 1199
+
+
+def test_pages_without_end_take_no_memory() -> None:
+    world = settled(["a", "b"], 1)
+    host = world.hosts["b"]
+    for number in range(2 * MAX_USERS // PAGE):
+        users = {f"user{number}.{entry}": UserState.GONE for entry in range(PAGE)}
+        host.heard(HostMessage("a", "e" * 16, 1000 + number, Users(users, number, 2**31)), world.now)
+    assert sum(len(peer.snapshot or ()) for peer in host.peers.values()) <= MAX_USERS
+
+
+def test_while_nothing_can_be_said_what_is_to_be_said_has_a_bound() -> None:
+    alone = Hosts("a", "0" * 16, 1, DEAD_AFTER)
+    for number in range(1000):
+        alone.own_user(f"user{number}", UserState.GONE, 1.0)
+        alone.wants(f"user{number}")
+    alone.joined(1.0)
+    alone.parted()
+    for number in range(1000):
+        alone.own_user(f"user{number}", UserState.GONE, 2.0)
+        alone.wants(f"user{number}")
+    assert (len(alone._changed), len(alone._wants)) == (0, 0)
+    alone.joined(3.0)
+    for number in range(2 * MAX_USERS):
+        alone.own_user(f"user{number}", UserState.GONE, 3.0)
+        alone.wants(f"user{number}")
+    assert max(len(alone._changed), len(alone._wants)) <= MAX_USERS
+
+
+def test_everything_is_asked_for_until_it_was_told_at_growing_pauses() -> None:
+    world = settled(["a", "b"], 1)
+    host, asked = world.hosts["b"], []
+    world.hosts["a"].beat(HostState.UP, 3)
+    world.hosts["a"].take_messages(world.now)  # lost, so that b misses one
+    world.pass_time(SHORT)
+    begin = world.now
+    while world.now < begin + 120:
+        world.now += 0.25
+        asked += [world.now - begin for message in host.take_messages(world.now) if message.content == Hello()]
+    assert 8 <= len(asked) <= 12
+    pauses = [later - sooner for sooner, later in pairwise(asked)]
+    assert pauses == sorted(pauses)
+    world.pass_time(90)
+    assert all(peer.complete for peer in host.peers.values())
+    assert [message for message in host.take_messages(world.now + 100) if message.content == Hello()] == []
+
+
+def test_who_is_asked_for_everything_without_end_tells_it_ever_more_seldom() -> None:
+    world = settled(["a", "b"], 1)
+    host, told = world.hosts["a"], 0
+    host.own_user("alice", UserState.READY, world.now)
+    host.take_messages(world.now)
+    for number in range(600):
+        world.now += 0.1
+        host.heard(HostMessage("b", "d" * 16, number, Hello()), world.now)
+        told += sum(isinstance(message.content, Users) for message in host.take_messages(world.now))
+    assert 8 <= told <= 16
 
 
 class Sites(RuleBasedStateMachine):
