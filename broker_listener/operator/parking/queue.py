@@ -16,6 +16,8 @@ from broker_listener.operator.parking.walk import Names, Walk
 
 LOCK_PATIENCE: Final = 5.0
 """Seconds in which the broker has noticed that another command was killed."""
+SETTLES = 0.2
+"""Seconds in which queues on any node of the broker have back what that command had taken."""
 CLASSIC: Final[dict[str, object]] = {"x-queue-type": "classic"}
 PARKED: Final[dict[str, object]] = {"x-max-length-bytes": 2**30, "x-overflow": "reject-publish"}
 """As the listener declares it (parked_queue.py)."""
@@ -78,6 +80,7 @@ class ParkedQueue:
                 why = f"another knime-peruser parked is at work on {self.names.parked}; try again when it has ended"
                 raise Stopped(Outcome.FINDING, why)
             time.sleep(0.1)
+        time.sleep(SETTLES)
 
 
 _ACCESS_REFUSED: Final = 403

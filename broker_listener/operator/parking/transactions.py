@@ -2,7 +2,7 @@
 
 RabbitMQ keeps what is published and acked in the channel until ``tx.commit`` arrives: a client that ends before that,
 however it ends, has changed nothing, and one that ends after it has changed all of it. That much is certain. It is no
-transaction of a database (rabbitmq.com/docs/semantics, and seen on 3.10 and 4.0): a message that no queue takes, or that a
+transaction of a database (rabbitmq.com/docs/semantics, seen on 3.10 and 4.0): a message that no queue takes, or that a
 full queue refuses, does not keep the rest from happening. So whoever must not lose a message never acks it in the
 transaction that publishes its copy. It is imported after root was given up (unprivileged.py), never before.
 """
