@@ -9,12 +9,14 @@ import re
 from functools import cache
 from typing import Any
 
+import click
 import pytest
 
 from broker_listener.config import ListenerConfig
 from broker_listener.metrics import _Listener
+from broker_listener.operator.__main__ import group
 from broker_listener.service import Service
-from tests.lab.prometheus import ETC, expressions, metrics_of
+from tests.lab.prometheus import ETC, RULES, expressions, metrics_of
 
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that Prometheus itself gives each target."""
@@ -80,3 +82,18 @@ def test_every_alert_names_a_severity_a_sentence_and_a_command() -> None:
     assert len(rules) >= 10
     for rule in rules:
         assert all(key in rule for key in ("severity:", "summary:", "command:")), rule
+
+
+def test_every_command_that_an_alert_names_is_one_with_its_options() -> None:
+    commands = re.findall(r'command: "(.*)"', RULES.read_text("utf-8"))
+    ours = [re.split(r"[;|]", rest)[0].split() for text in commands for rest in text.split("knime-peruser ")[1:]]
+    assert len(ours) >= 5
+    context = click.Context(group)
+    for words in ours:
+        found: click.Command = group
+        for word in words:
+            if isinstance(found, click.Group):
+                found = found.get_command(context, word) or found
+                assert found.name == word, words
+            elif word.startswith("--"):
+                assert word in {option for parameter in found.params for option in parameter.opts}, words

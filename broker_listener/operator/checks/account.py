@@ -43,7 +43,8 @@ def would_start(inputs: Inputs) -> Iterator[Finding]:
     except ValueError:
         yield fault(subject, f"the helper does not explain: {ran.output.strip()[:300]}", "knime-root-helper --check")
         return
-    facts = {key: said.get(key) for key in ("user", "os_user", "account", "workspace", "temp", "scope")}
+    told = ("user", "os_user", "account", "workspace", "temp", "scope", "deny_groups_absent")
+    facts = {key: said.get(key) for key in told}
     yield from _decision(subject, said)
     yield ok(f"{subject}.facts", json.dumps(facts))
     yield from _directories(inputs, said)
