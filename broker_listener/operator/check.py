@@ -5,16 +5,15 @@ It reads and changes nothing. The broker is asked as the listener's account, aft
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from textwrap import fill
 from typing import Final
 
 import click
 
 from broker_listener.config import parse_url
+from broker_listener.operator.check_page import UNKNOWN, counts, print_findings, print_for_nagios, worst
 from broker_listener.operator.checks import account, daemons, host, hosts, installation, knime, processes, workspaces
 from broker_listener.operator.checks.finding import Finding, Inputs, Level, Question, not_asked, warning
 from broker_listener.operator.checks.running import Running, ask
@@ -22,7 +21,7 @@ from broker_listener.operator.configuration import Configuration, broker_passwor
 from broker_listener.operator.listener_socket import PATH, Snapshot, snapshot
 from broker_listener.operator.management import Management, named
 from broker_listener.operator.outcome import Outcome, Stopped
-from broker_listener.operator.output import escaped, manual, print_json, print_line, width
+from broker_listener.operator.output import escaped, manual, print_json, print_line
 from broker_listener.operator.unprivileged import become
 
 LOCAL: Final[tuple[Question, ...]] = (
@@ -35,10 +34,6 @@ LOCAL: Final[tuple[Question, ...]] = (
     *host.QUESTIONS,
     *hosts.QUESTIONS,
 )
-STYLES: Final = {Level.OK: "green", Level.NOT_ASKED: "dim", Level.WARNING: "yellow", Level.FAULT: "bold red"}
-NAGIOS: Final = {Level.FAULT: (2, "CRITICAL"), Level.WARNING: (1, "WARNING"), Level.OK: (0, "OK")}
-UNKNOWN: Final = 3
-INDENT: Final = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +141,12 @@ def command(  # noqa: PLR0913 - click gives each option as an argument
         print_line(f"KNIME-PERUSER UNKNOWN - {escaped(stopped)}")
         return UNKNOWN
     if nagios:
-        return _print_nagios(found, time.monotonic() - begun)
+        return print_for_nagios(found, time.monotonic() - begun)
     if as_json:
-        print_json({"findings": [asdict(finding) for finding in found], "counts": _counts(found)})
+        print_json({"findings": [asdict(finding) for finding in found], "counts": counts(found)})
     else:
-        _print(found)
-    return Outcome.FINDING if _worst(found) is not Level.OK else Outcome.DONE
+        print_findings(found)
+    return Outcome.FINDING if worst(found) is not Level.OK else Outcome.DONE
 
 
 def findings(configuration: Configuration, wanted: Wanted) -> Iterator[Finding]:
@@ -220,45 +215,3 @@ def _accepted(finding: Finding, accept: tuple[str, ...]) -> Finding:
     if finding.level is Level.WARNING and finding.subject in accept:
         return replace(finding, level=Level.OK, seen=f"{finding.seen} (accepted)")
     return finding
-
-
-def _counts(found: list[Finding]) -> dict[str, int]:
-    counted = Counter(finding.level for finding in found)
-    return {level.value: counted[level] for level in Level}
-
-
-def _worst(found: list[Finding]) -> Level:
-    levels = {finding.level for finding in found}
-    return next((level for level in (Level.FAULT, Level.WARNING) if level in levels), Level.OK)
-
-
-def _print(found: list[Finding]) -> None:
-    for finding in sorted(found, key=lambda one: list(STYLES).index(one.level)):  # the gravest stand at the prompt
-        seen = f"{escaped(finding.subject)}: {escaped(finding.seen, 500)}"
-        print_line(_filled(f"{finding.level:<{INDENT}}", seen), STYLES[finding.level])
-        if finding.advice and finding.level is not Level.OK:
-            print_line(_filled(f"{'':<{INDENT}}-> ", escaped(finding.advice, 800)))
-    print_line(", ".join(f"{count} {level}" for level, count in _counts(found).items()))
-
-
-def _filled(begin: str, text: str) -> str:
-    """Break a line at words where the terminal ends, so that levels stand alone at the left; a pipe gets it whole."""
-    return fill(
-        text,
-        width=width(),
-        initial_indent=begin,
-        subsequent_indent=" " * len(begin),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _print_nagios(found: list[Finding], seconds: float) -> int:
-    worst = _worst(found)
-    status, word = NAGIOS[worst]
-    counts = _counts(found)
-    first = [f"{finding.subject}: {finding.seen}" for finding in found if finding.level is worst][:3]
-    text = "all is well" if worst is Level.OK else escaped("; ".join(first), 400).replace("|", "/")
-    data = " ".join(f"{level.replace(' ', '_')}={count}" for level, count in counts.items())
-    print_line(f"KNIME-PERUSER {word} - {text} | {data} time={seconds:.2f}s")
-    return status

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from broker_listener.config import BrokerConfig, ClusterConfig, HandOverConfig, ListenerConfig
+from broker_listener.operator import check_page
 from broker_listener.operator.check import LOCAL, asked
 from broker_listener.operator.checks import host as host_checks
 from broker_listener.operator.checks import workspaces as workspace_checks
@@ -542,3 +543,31 @@ def test_where_the_listener_cannot_be_asked_neither_are_its_others(host: Host) -
     cluster_on(host)
     (found,) = [finding for finding in host.findings() if finding.subject == "hosts.others"]
     assert found.level is Level.NOT_ASKED
+
+
+SHOWN = [
+    Finding(Level.FAULT, "a.fault", "what was seen " * 20, "what is to be done, with a path /" + "x" * 90),
+    Finding(Level.OK, "well", "\x1b[2Jhostile | text"),
+]
+
+
+def test_lines_break_at_words_so_that_levels_stand_alone_at_the_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_page, "width", lambda: 80)
+    check_page.print_findings(SHOWN)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["ok", "fault", "1"]
+    assert all(len(line) <= 80 or len(line.split()) == 1 for line in lines)
+    assert "\x1b" not in "".join(lines)
+
+
+def test_into_a_pipe_each_finding_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    check_page.print_findings(SHOWN)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_nagios_finds_its_performance_data_behind_the_only_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_page.print_for_nagios([Finding(Level.WARNING, "s", "a | b\nc", "x")], 0.5) == 1
+    line = "KNIME-PERUSER WARNING - s: a / b\\nc | ok=0 warning=1 fault=0 not_asked=0 time=0.50s\n"
+    assert capsys.readouterr().out == line
