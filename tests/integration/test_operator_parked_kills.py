@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -130,12 +131,35 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@contextmanager
+def a_vhost(broker: BrokerNode) -> Iterator[str]:
+    name = f"parked-{os.urandom(4).hex()}"
+    broker.add_vhosts([name])
+    yield name
+    broker.ctl("delete_vhost", name)
+
+
+@pytest.fixture(scope="module")
+def classic_vhost(broker: BrokerNode) -> Iterator[str]:
+    """Give one for all tests: to make one takes seconds."""
+    with a_vhost(broker) as name:
+        yield name
+
+
 @pytest.fixture
-def place(broker: BrokerNode, kind: str) -> Iterator[Place]:
-    vhost = f"parked-{os.urandom(4).hex()}"
-    broker.add_vhosts([vhost])
+def vhost(broker: BrokerNode, kind: str, classic_vhost: str) -> Iterator[str]:
+    if kind == "classic":
+        yield classic_vhost
+        return
+    with a_vhost(broker) as name:  # a quorum queue that was just deleted cannot always be made again
+        yield name
+
+
+@pytest.fixture
+def place(broker: BrokerNode, kind: str, vhost: str) -> Iterator[Place]:
     server = SimulatedServer(broker.server.at(broker.port, vhost))
-    server.channel.queue_delete("knime-jobs")
+    for queue in ("knime-jobs", QUEUE, MARKS):
+        server.channel.queue_delete(queue)
     server.channel.queue_declare(QUEUE, durable=True, arguments={**PARKED, "x-queue-type": kind})
     url = broker.listener.at(broker.port, vhost, with_password=False)
     with session(BrokerConfig(urls=(url,)), broker.listener.password) as connected:
@@ -143,7 +167,6 @@ def place(broker: BrokerNode, kind: str) -> Iterator[Place]:
         made.make_jobs_queue({"x-queue-type": kind})
         yield made
     server.close()
-    broker.ctl("delete_vhost", vhost)
 
 
 def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_stays(place: Place) -> None:

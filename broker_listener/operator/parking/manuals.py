@@ -71,7 +71,9 @@ RETRY: Final = f"""\
 {_WHICH}
         "knime-peruser parked --help" says what an interrupted retry leaves, and what to do about messages in doubt. A
         broker that is killed meanwhile loses no job, and has messages again, in doubt, whose removal it had not
-        written: so that this is soon over, a run ends with two seconds of rest. Ctrl-C and SIGTERM end after the message that is under way. Messages that do not match are held while it runs,
+        written: so that this is soon over, a run ends with two seconds of rest.
+
+        Ctrl-C and SIGTERM end after the message that is under way. Messages that do not match are held while it runs,
         and given back to their places; it needs memory for one message at a time.
 
         examples:
