@@ -21,11 +21,17 @@ from tests.bench.instruments import (
     spread,
 )
 from tests.lab.accounts import OsUser
-from tests.lab.chaos import install_light_executor, listener_status
+from tests.lab.chaos import listener_status
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
 KNOWN = (1, 100, 1000, 5000)
+NEVER_CONNECTS = """\
+#!/usr/bin/python3 -IS
+import _signal
+while True:
+    _signal.pause()
+"""
 
 
 def hand_over(site: Site) -> Rows:
@@ -73,12 +79,13 @@ def while_others_start(site: Site) -> Rows:
     """Hand-over latency to a bare consumer, alone, and while the connections of 50 executors are looked for."""
     user = site.accounts.user("alice").name
     slow = [site.accounts.user(f"u{number}").name for number in range(50)]
-    install_light_executor(site.installation, start_time=600.0, users={user: {"start_time": 0.0}})
+    install_executor_that_only_connects(site)
     site.start(listener={**TO_SINK, "hand_over": {"start_timeout": 600.0}})
     sink = Sink(site)
     sink.latencies(user, 50)
     time.sleep(1.0)
     alone = sink.latencies(user, 500)
+    (site.installation.knime_home / "knime").write_text(NEVER_CONNECTS, encoding="ascii")
     publish_jobs(site, slow, len(slow))
     wait_for(lambda: sum(one["pid"] is not None for one in listener_status(site)["users"]) == 51, 30, "50 starts")
     meanwhile = sink.latencies(user, 500)
