@@ -29,6 +29,7 @@ LOG: Final = logging.getLogger(__name__)
 TICK: Final = 0.25
 PUBLISH_PAUSE: Final = 0.02
 """Seconds between two times that something is said: what happens meanwhile goes together."""
+DEAF: Final = "our own messages do not come back: our queue was unbound, or the exchange was deleted and made anew"
 JOIN_WITHIN: Final = 5.0
 """Seconds for which a connection that is away starts nobody here who might run elsewhere: it is on its way back."""
 
@@ -82,7 +83,7 @@ class Cluster:
         self._exchange = HostExchange(cluster.exchange, queue, lambda: self._link.url.user, self)
         self._link = Link(config.broker.urls, self._exchange, partial(connect, config.broker))
         self._unanswered: set[str] = set()
-        """Those whom the others take to be starting here, and the helper has not answered yet."""
+        """Those whom our helper was asked for, and it has not answered yet."""
         self._draining = self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._published_at = 0.0
@@ -153,11 +154,16 @@ class Cluster:
         self._say(HostState.DRAINING if draining else HostState.UP, free)
 
     def helper_is_away(self) -> None:
-        """Take that our helper answers nothing: others start what is asked for here; what runs here goes on."""
+        """Take that our helper answers nothing: others start what is asked for here; what runs here goes on.
+
+        They are told so until it answers, since the jobs may be here alone, and nobody else would ask for one.
+        """
         self._say(HostState.DRAINING if self._draining else HostState.UP, 0)
-        unanswered, self._unanswered = self._unanswered, set()
-        for user in unanswered:
-            self.own_user(user, UserState.GONE)
+        for user in self._unanswered:
+            if self._hosts.own_state(user) is UserState.STARTING:
+                self.own_user(user, UserState.GONE)
+            if self._hosts.placement.wanted_more(user):
+                self._hosts.wants(user)
 
     @property
     def connection(self) -> ConnectionState:
@@ -229,6 +235,8 @@ class Cluster:
                 if self._exchange.blocked_since is not None:
                     self._hosts.nobody_can_speak(now)
                 self._follow(self._hosts.time_passed(now))
+                if self._hosts.is_deaf(now):
+                    self._exchange.drop(DEAF)
                 self._publish()
             except Exception as error:  # noqa: BLE001 - the clock goes on whatever one tick met
                 self._bugs.warning("event=tick_failed", cause=error)

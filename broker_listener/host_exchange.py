@@ -15,12 +15,14 @@ from broker_listener.broker import Connection
 from broker_listener.confirms import Confirms, Message, Outcome
 from broker_listener.host_messages import HostMessage, decode, encode
 from broker_listener.limited_log import LimitedLog
+from broker_listener.link import Lost
 from broker_listener.properties import BadProperties, short_lived, user_id
 
 LOG: Final = logging.getLogger(__name__)
 EXPIRATION: Final = 15_000
 """Milliseconds for which a message that nobody has taken is worth something."""
 MAX_UNCONFIRMED: Final = 128
+_OTHER_KIND: Final = "PRECONDITION_FAILED"
 MAX_QUEUE_BYTES: Final = 2**24
 """``x-max-length-bytes``: of a listener that reads no more, the oldest messages are dropped; it will notice the gap."""
 
@@ -68,7 +70,11 @@ class HostExchange:
         self._ready = ready
         queue = f"{self._queue}.{self._connections}"
         channel = await connection.open_channel()
-        await channel.declare_fanout(self._exchange)
+        try:
+            await channel.declare_fanout(self._exchange)
+        except Lost as lost:
+            advice = " (delete it: the listeners make it as it has to be)" if _OTHER_KIND in str(lost) else ""
+            raise Lost(f"{lost}{advice}") from None
         await channel.declare_own_queue(queue, self._exchange, {"x-max-length-bytes": MAX_QUEUE_BYTES})
         await channel.consume(queue, self._on_delivery, settled=True)
         await self._confirms.begin(channel, connection.max_properties)
@@ -80,6 +86,11 @@ class HostExchange:
         """End at once."""
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
+
+    def drop(self, reason: str) -> None:
+        """Take the connection for lost, so that another is made: of no use though nothing says so."""
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(Lost(reason))
 
     def lost(self) -> None:
         """Take that the connection is gone."""

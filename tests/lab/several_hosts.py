@@ -133,10 +133,11 @@ class SeveralHosts:
         executors_per_user: object = "all",
         *,
         cluster: bool = True,
+        wait: bool = True,
         helper: Mapping[str, Mapping[str, object]] | None = None,
         knime: Mapping[str, object] | None = None,
     ) -> None:
-        """Start all hosts, and wait until each has heard of all."""
+        """Start all hosts, and wait until each has heard of all, unless ``wait`` is False."""
         for host in self.hosts:
             tables = {"users": {"home_roots": [str(self.accounts.homes)]}, **(helper or {})}
             host.installation.write_helper_toml(**tables)
@@ -145,7 +146,7 @@ class SeveralHosts:
             host.installation.write_listener_toml(cluster={**table, **times})
             host.installation.configure_knime(**(knime or {}))
             host.start()
-        if cluster:
+        if cluster and wait:
             self.wait_until_they_know_each_other()
 
     def wait_until_they_know_each_other(self) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from broker_listener import cluster
+from broker_listener import cluster, host_messages, hosts
 from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.cluster import Cluster
 from broker_listener.config import ClusterConfig, ListenerConfig
-from broker_listener.host_messages import HostState, UserState
+from broker_listener.host_messages import Beat, HostMessage, HostState, UserState
 
 
 class Users:
@@ -98,6 +98,36 @@ def test_a_start_that_our_helper_does_not_answer_is_left_to_others(monkeypatch: 
         ]
         made.helper_is_away()
         assert list(made.view().executors()) == [("bob", "a", UserState.READY)]
+
+    run(check)
+
+
+def test_a_start_that_our_helper_does_not_answer_is_wanted_from_others_until_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job is here, so that nobody else would ask for one."""
+    monkeypatch.setattr(cluster, "JOIN_WITHIN", 0.0)
+    monkeypatch.setattr(hosts, "SETTLED_AFTER", 0.0)
+    told: list[HostMessage] = []
+
+    async def check(made: Cluster) -> None:
+        monkeypatch.setattr(made._exchange, "publish", told.append)
+        monkeypatch.setattr(type(made._exchange), "takes_more", True)
+        made.on_joined()
+        made.on_message(HostMessage("b", "0" * 16, 1, Beat(HostState.UP, 9, 1)))
+        user = next(name for name in map("user{}".format, range(100)) if made.asks(name) is None)
+        for _ in range(2):
+            made._publish()
+            told.clear()
+            made.helper_is_away()
+            made._publish()
+            assert host_messages.Users({user: UserState.WANT}) in [message.content for message in told]
+        assert list(made.view().executors()) == []
+        made.answered(user, executor=False, full=False)
+        told.clear()
+        made.helper_is_away()
+        made._publish()
+        assert not any(isinstance(message.content, host_messages.Users) and message.content.users for message in told)
 
     run(check)
 

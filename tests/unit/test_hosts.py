@@ -403,6 +403,22 @@ def test_who_is_asked_for_everything_without_end_tells_it_ever_more_seldom() -> 
     assert 8 <= told <= 16
 
 
+def test_who_does_not_hear_even_itself_for_dead_after_is_deaf() -> None:
+    one = Hosts("a", "0" * 16, 1, DEAD_AFTER)
+    assert not one.is_deaf(1000.0)
+    one.joined(0.0)
+    one.beat(HostState.UP, 3)
+    (beat, *_) = one.take_messages(0.0)
+    assert not one.is_deaf(DEAD_AFTER - 1)
+    assert one.is_deaf(DEAD_AFTER)
+    one.heard(beat, DEAD_AFTER)
+    assert not one.is_deaf(2 * DEAD_AFTER - 1)
+    one.nobody_can_speak(2 * DEAD_AFTER)
+    assert not one.is_deaf(2 * DEAD_AFTER)
+    one.parted()
+    assert not one.is_deaf(9 * DEAD_AFTER)
+
+
 class Sites(RuleBasedStateMachine):
     """Anything that may happen to a few hosts; then the network is sound again, and the numbers must be as asked."""
 
