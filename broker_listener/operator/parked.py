@@ -64,7 +64,7 @@ def list_(config_dir: Path, /, limit: int, as_json: bool, **asked: Any) -> Outco
         for made, _ in found:
             print_json(made, indent=None)
     elif found:
-        print_table(shown.COLUMNS, (row for _, row in found))
+        print_table(shown.columns(), (row for _, row in found))
     say(f"{len(found)} shown of {walk.messages} in {queue.names.parked}")
     return Outcome.DONE if found else Outcome.FINDING
 

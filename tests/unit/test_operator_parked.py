@@ -87,6 +87,7 @@ def test_no_bytes_make_reading_or_showing_a_message_raise_or_reach_the_terminal(
         (b'{"user": "a;\\u001b"}', "a;\x1b"),
         (b'{"user": "alice", "n": %s}' % (b"1" * 10_000), "alice"),
         (b'{"user": "alice", "pad": "%s"}' % (b"x" * MAX_READ), None),
+        (b'{"user": "%s"}' % (b"x" * 2000), "x" * 1000),
         (b"\xff", None),
         (b"", None),
     ],

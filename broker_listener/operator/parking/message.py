@@ -16,6 +16,8 @@ from broker_listener.properties import PREFIX, BadProperties, Properties, parse,
 
 MAX_READ: Final = 2**20
 """Bytes of a body that is looked into for its user: the parser of a larger one would need many times as much."""
+MAX_TEXT: Final = 1000
+"""Characters that are kept of a text: thousands of messages are listed at once."""
 MIN_ID: Final = 6
 """Characters of an id that are enough to mean it."""
 
@@ -123,7 +125,7 @@ def deliveries(raw: bytes) -> int:
 
 def text_of(value: bytes) -> str | None:
     """Give a header's long string, None where it is something else."""
-    return value[5:].decode("utf-8", "backslashreplace") if value[:1] == b"S" else None
+    return value[5:].decode("utf-8", "backslashreplace")[:MAX_TEXT] if value[:1] == b"S" else None
 
 
 def user_of(body: bytes) -> str | None:
@@ -135,7 +137,7 @@ def user_of(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     user = job.get("user") if isinstance(job, dict) else None
-    return user if isinstance(user, str) else None
+    return user[:MAX_TEXT] if isinstance(user, str) else None
 
 
 def _uncounted(properties: Properties) -> Properties:

@@ -3,6 +3,7 @@
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from broker_listener.operator.output import Column, as_json, escaped, moment
@@ -13,21 +14,25 @@ if TYPE_CHECKING:
     from broker_listener.operator.parking.walk import Taken
 
 IN_DOUBT: Final = "in doubt"
-COLUMNS: Final = (
-    *(Column("id"), Column("parked"), Column("user"), Column("reason"), Column("bytes", right=True)),
-    *(Column("retry"), Column("detail", may_be_cut=True)),
-)
 MAX_VALUE: Final = 500
 _MOST: Final = 5
 
 Value = str | int | float | bool | None
 
 
+def columns() -> tuple[Column, ...]:
+    """Give the columns of ``row``; of a narrow terminal the last one has what the others leave."""
+    parked = Column(f"parked {datetime.now(UTC).astimezone():%z}")
+    user, size, detail = Column("user", may_be_cut=True), Column("bytes", right=True), Column("detail", may_be_cut=True)
+    return Column("id"), parked, user, Column("reason"), size, detail
+
+
 def row(taken: "Taken") -> tuple[object, ...]:
-    """Give a line of the table."""
+    """Give a line of the table: as much of the id as is enough to mean it, the time to the minute."""
     facts = taken.facts
-    state = IN_DOUBT if taken.in_doubt else None
-    return facts.id, moment(facts.parked_at), facts.user, facts.reason, facts.size, state, facts.detail
+    parked = moment(facts.parked_at)
+    detail = f"{IN_DOUBT}: {facts.detail or ''}" if taken.in_doubt else facts.detail
+    return facts.id[:8], parked and parked[:16], facts.user, facts.reason, facts.size, detail
 
 
 def as_object(taken: "Taken") -> dict[str, object]:
