@@ -22,9 +22,10 @@ def disk(helper: HelperUnderTest) -> Iterator[Path]:
     logs = helper.installation.logs / "small"
     logs.mkdir()
     mount("-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", logs)
-    helper.installation.audit_log = logs / "audit.jsonl"
+    audit_log, helper.installation.audit_log = helper.installation.audit_log, logs / "audit.jsonl"
     yield logs
     helper.kill()
+    helper.installation.audit_log = audit_log
     subprocess.run(["/usr/bin/umount", str(logs)], check=True)
 
 
