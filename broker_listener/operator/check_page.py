@@ -5,11 +5,10 @@ that words do not.
 """
 
 from collections import Counter
-from textwrap import fill
 from typing import Final
 
 from broker_listener.operator.checks.finding import Finding, Level
-from broker_listener.operator.output import escaped, print_line, width
+from broker_listener.operator.output import escaped, filled, print_line
 
 STYLES: Final = {Level.OK: "green", Level.NOT_ASKED: "dim", Level.WARNING: "yellow", Level.FAULT: "bold red"}
 NAGIOS: Final = {Level.FAULT: (2, "CRITICAL"), Level.WARNING: (1, "WARNING"), Level.OK: (0, "OK")}
@@ -33,22 +32,10 @@ def print_findings(found: list[Finding]) -> None:
     """Print a line for each, what to do below it, and the counts."""
     for finding in sorted(found, key=lambda one: list(STYLES).index(one.level)):  # the gravest stand at the prompt
         seen = f"{escaped(finding.subject)}: {escaped(finding.seen, 500)}"
-        print_line(_filled(f"{finding.level:<{INDENT}}", seen), STYLES[finding.level])
+        print_line(filled(f"{finding.level:<{INDENT}}", seen), STYLES[finding.level])
         if finding.advice and finding.level is not Level.OK:
-            print_line(_filled(f"{'':<{INDENT}}-> ", escaped(finding.advice, 800)))
+            print_line(filled(f"{'':<{INDENT}}-> ", escaped(finding.advice, 800)))
     print_line(", ".join(f"{count} {level}" for level, count in counts(found).items()))
-
-
-def _filled(begin: str, text: str) -> str:
-    """Break a line at words where the terminal ends, so that levels stand alone at the left; a pipe gets it whole."""
-    return fill(
-        text,
-        width=width(),
-        initial_indent=begin,
-        subsequent_indent=" " * len(begin),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def print_for_nagios(found: list[Finding], seconds: float) -> int:

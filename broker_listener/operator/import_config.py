@@ -15,7 +15,7 @@ import click
 from broker_listener.config import ListenerConfig
 from broker_listener.operator.configuration import HelperKeys
 from broker_listener.operator.outcome import Outcome, Stopped
-from broker_listener.operator.output import escaped, manual, print_json, print_line
+from broker_listener.operator.output import escaped, filled, manual, print_json, print_line
 from broker_listener.operator.predecessor import counterpart, workspaces
 from broker_listener.operator.predecessor.configuration import read
 from broker_listener.operator.predecessor.counterpart import File, Note
@@ -151,8 +151,11 @@ def _print(files: tuple[File, ...], notes: list[Note], commands: list[tuple[str,
             print_line(f"  {escaped(line, 1000)}")
     print_line("What has no counterpart, and what is different:", "bold")
     for note in notes:
-        print_line(f"  {escaped(note.subject)}: {escaped(note.text, 500)}")
+        print_line(filled("  ", f"{escaped(note.subject)}: {escaped(note.text, 500)}"))
     print_line("What the host needs, as root; look at each line before you run it:", "bold")
     for line, why in commands:
-        print_line(f"  {escaped(line, 1000)}    # {escaped(why)}")
+        if line.startswith("#"):
+            print_line(f"  {escaped(line, 1000)}: {escaped(why)}")
+        else:
+            print_line(f"  # {escaped(why)}\n  {escaped(line, 1000)}")
     print_line(f"Then: knime-peruser --config-dir {output} check, and systemctl enable --now both units.", "bold")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from textwrap import dedent
+from textwrap import dedent, fill
 from typing import Final, NamedTuple
 
 from rich.cells import cell_len
@@ -65,6 +65,18 @@ def print_line(text: str = "", style: str = "") -> None:
         console().print(Text(text, style=style), soft_wrap=True)
     else:
         sys.stdout.write(text + "\n")
+
+
+def filled(begin: str, text: str) -> str:
+    """Break a line at words where the terminal ends, what follows below the text; a pipe gets it whole."""
+    return fill(
+        text,
+        width=width(),
+        initial_indent=begin,
+        subsequent_indent=" " * len(begin),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from broker_listener.config import BrokerConfig, ClusterConfig, HandOverConfig, ListenerConfig
-from broker_listener.operator import check_page
+from broker_listener.operator import check_page, output
 from broker_listener.operator.check import LOCAL, asked
 from broker_listener.operator.checks import host as host_checks
 from broker_listener.operator.checks import workspaces as workspace_checks
@@ -554,7 +554,7 @@ SHOWN = [
 def test_lines_break_at_words_so_that_levels_stand_alone_at_the_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_page, "width", lambda: 80)
+    monkeypatch.setattr(output, "width", lambda: 80)
     check_page.print_findings(SHOWN)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["ok", "fault", "1"]

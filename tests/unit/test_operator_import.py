@@ -224,7 +224,7 @@ def test_every_copy_of_the_old_configuration_is_to_be_closed_since_it_holds_a_pa
     assert str(installed) not in printed
     installed.write_text("{}")
     Imported(tmp_path, {"knime_home": str(home)}, "--force")
-    assert f"chmod 0600 {installed} " in capsys.readouterr().out
+    assert f"chmod 0600 {installed}\n" in capsys.readouterr().out
 
 
 def test_units_that_are_not_there_are_not_to_be_ended(
@@ -236,3 +236,14 @@ def test_units_that_are_not_there_are_not_to_be_ended(
     printed = capsys.readouterr().out
     assert "systemctl disable --now knime-executor-per-user.service" in printed
     assert "systemctl disable --now knime-executor.service" not in printed
+
+
+def test_a_directory_that_is_everybodys_like_tmp_is_not_to_be_closed(tmp_path: Path, capsys: Any) -> None:
+    shared = tmp_path / "shared"
+    (shared / "workspaces").mkdir(parents=True)
+    shared.chmod(0o1777)
+    Imported(tmp_path, {"knime_workspace_parent_folder": str(shared / "workspaces")})
+    printed = capsys.readouterr().out
+    assert f"  # {shared}: mode 1777" in printed
+    assert f"chmod 0755 {shared}" not in printed
+    assert "move what is below elsewhere" in printed
