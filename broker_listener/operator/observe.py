@@ -20,7 +20,7 @@ from broker_listener.operator.observing import broker as managed
 from broker_listener.operator.observing.traffic import Traffic
 from broker_listener.operator.observing.verdict import Seen, mode, remarks
 from broker_listener.operator.outcome import Outcome, Stopped
-from broker_listener.operator.output import Column, escaped, manual, print_json, print_line, print_table, say
+from broker_listener.operator.output import escaped, manual, print_json, print_line, say
 from broker_listener.operator.unprivileged import become
 
 MANAGEMENT_SETTLES: Final = 6.0
@@ -200,8 +200,7 @@ def _print(report: Mapping[str, Any]) -> None:
     traffic, verdict = report["traffic"], report["verdict"]
     print_line(f"{traffic['messages']} messages in {report['seconds']:g} s", "bold")
     for title in ("properties", "headers", "body_keys", "bodies", "can_handle", "delivery_modes", "put_back"):
-        if traffic[title]:
-            print_table([Column(title.replace("_", " ")), Column("count", right=True)], traffic[title].items())
+        _print_counts(title, traffic[title])
     print_line(f"largest body {traffic['largest_body']} bytes, properties {traffic['largest_properties']} bytes")
     if hops := traffic["hop_seconds"]:
         print_line(f"a message came back after {hops['median']:.3f} s (median), {hops['p95']:.3f} s (p95)")
@@ -222,4 +221,12 @@ def _print_broker(facts: Mapping[str, Any]) -> None:
         to = f"{escaped(one['destination_type'])} {escaped(one['destination'])}"
         print_line(f"jobs exchange -- {escaped(one['routing_key'])} -> {to}")
     for title in ("all_exchanges", "all_queues", "all_bindings", "all_consumers"):
-        print_table([Column(title.replace("_", " ")), Column("count", right=True)], facts[title].items())
+        _print_counts(title, facts[title])
+
+
+def _print_counts(title: str, counts: Mapping[str, int]) -> None:
+    """Print names below each other, each whole on whatever terminal: the report is sent on."""
+    if counts:
+        print_line(title.replace("_", " "), "bold")
+    for name, count in counts.items():
+        print_line(f"{count:>9}  {escaped(name, 500)}")

@@ -230,7 +230,12 @@ def test_the_report_is_words_for_a_person_and_obeys_nobody(capsys: Any) -> None:
     verdict = {"mode": "republish", "why": "executors publish", "remarks": ["a remark"]}
     _print({"seconds": 2.5, "broker": told, "redelivered": 0, "traffic": traffic.facts(), "verdict": verdict})
     words = capsys.readouterr().out
-    for line in ("2 messages in 2.5 s", "canHandle: boolean", "a message came back after 0.500 s", "- a remark"):
+    for line in (
+        "2 messages in 2.5 s",
+        "        2  canHandle: boolean",
+        "a message came back after 0.500 s",
+        "- a remark",
+    ):
         assert line in words
     assert "Verdict: hand_over.mode = republish: executors publish" in words
     assert "\x1b" not in words
