@@ -15,7 +15,16 @@ import click
 from broker_listener.config import parse_url
 from broker_listener.operator.check_page import UNKNOWN, counts, print_findings, print_for_nagios, worst
 from broker_listener.operator.checks import account, daemons, host, hosts, installation, knime, processes, workspaces
-from broker_listener.operator.checks.finding import Finding, Inputs, Level, Question, not_asked, warning
+from broker_listener.operator.checks.finding import (
+    Finding,
+    Inputs,
+    Level,
+    Question,
+    not_asked,
+    patient_once,
+    run_program,
+    warning,
+)
 from broker_listener.operator.checks.running import Running, ask
 from broker_listener.operator.configuration import Configuration, broker_password, load
 from broker_listener.operator.listener_socket import PATH, Snapshot, snapshot
@@ -153,7 +162,8 @@ def findings(configuration: Configuration, wanted: Wanted) -> Iterator[Finding]:
     """Ask everything; root is given up on the way."""
     management = _management(configuration, wanted)
     running = ask(configuration.helper.socket.operator_path)
-    inputs = Inputs(configuration, running=running, user=wanted.user, server_config=wanted.server_config)
+    run = patient_once(run_program)
+    inputs = Inputs(configuration, run=run, running=running, user=wanted.user, server_config=wanted.server_config)
     if configuration.listener.cluster.enabled:
         inputs = replace(inputs, listener=_listener(wanted.status_socket))
     yield from asked(LOCAL, inputs)

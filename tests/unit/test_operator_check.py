@@ -20,7 +20,7 @@ from broker_listener.operator import check_page, output
 from broker_listener.operator.check import LOCAL, asked
 from broker_listener.operator.checks import host as host_checks
 from broker_listener.operator.checks import workspaces as workspace_checks
-from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran
+from broker_listener.operator.checks.finding import Finding, Inputs, Level, Ran, patient_once
 from broker_listener.operator.checks.knime import EXAMPLES, TEMP_DIR_LINE
 from broker_listener.operator.checks.running import Running
 from broker_listener.operator.configuration import Configuration, HelperKeys, LimitKeys, SocketKeys, UserKeys
@@ -487,6 +487,25 @@ def test_a_directory_service_that_hangs_keeps_nobody_waiting_for_the_owners_of_w
     host.answers["getent passwd --"] = Ran(None, "getent: no answer in time")
     (found,) = [finding for finding in host.findings() if finding.subject == "workspaces.owners"]
     assert found.level is Level.NOT_ASKED
+
+
+def test_of_a_directory_service_that_hangs_no_group_is_said_to_be_missing(host: Host) -> None:
+    write("etc/group", "root:x:0:\n")(host)
+    answer("getent -s", None, "getent: no answer in time")(host)
+    assert [finding.level for finding in host.findings() if finding.subject == "host.groups"] == [Level.NOT_ASKED]
+
+
+def test_a_name_service_that_hangs_is_waited_for_once() -> None:
+    asked: list[str] = []
+
+    def run(command: Sequence[str]) -> Ran:
+        asked.append(" ".join(command))
+        return Ran(None, "no answer in time")
+
+    patient = patient_once(run)
+    for command in (["env", "a"], ["getent", "a"], ["env", "b"], ["getent", "b"]):
+        assert patient(command) == Ran(None, "no answer in time")
+    assert asked == ["env a", "getent a", "env b"]
 
 
 def test_the_profile_is_where_the_advice_has_it_copied_from() -> None:

@@ -74,7 +74,11 @@ def groups(inputs: Inputs) -> Iterator[Finding]:
     sources = [name for name in _sources(inputs, "group") if name in {"files", "sss", "ldap", "winbind", "systemd"}]
     lines = (inputs.text("/etc/group") or "").splitlines()
     for source in sources:
-        lines += inputs.run(["getent", "-s", source, "group", *wanted]).output.splitlines()
+        ran = inputs.run(["getent", "-s", source, "group", *wanted])
+        if ran.status is None:
+            yield not_asked(subject, f"{source} does not tell in time which groups there are")
+            return
+        lines += ran.output.splitlines()
     for fields in (line.split(":") for line in lines):
         if len(fields) >= 3 and fields[0] in gids:
             gids[fields[0]].add(fields[2])
