@@ -233,7 +233,8 @@ def quiet_site(broker: BrokerNode) -> Iterator[Site]:
 def quiet(quiet_site: Site) -> Site:
     configure(quiet_site)
     quiet_site.server.channel.queue_purge("knime-jobs")
-    quiet_site.server.channel.queue_delete(QUEUE)
+    for queue in (QUEUE, f"knime-peruser.{QUEUE}.marks"):  # those of another test would be of messages as these
+        quiet_site.server.channel.queue_delete(queue)
     return quiet_site
 
 
@@ -303,6 +304,20 @@ def test_an_interrupt_ends_a_retry_after_the_message_that_is_under_way(quiet: Si
     assert (told.status, told.json["stopped"], told.json["left_in_doubt"]) == (1, "it was interrupted", 0)
     assert 0 < told.json["done"] == quiet.server.depth("knime-jobs") < 400
     assert quiet.server.depth(QUEUE) == 400 - told.json["done"]
+
+
+def test_a_connection_that_is_lost_ends_a_retry_that_says_how_far_it_came(quiet: Site, listener: Session) -> None:
+    bodies = [b'{"user": "alice", "n": %d}' % number for number in range(400)]
+    park(listener, *bodies)
+    process = operators_command.started(quiet.installation, "parked", "retry", "--all", "--yes")
+    wait_for(lambda: quiet.server.depth("knime-jobs") > 0, 30.0, "the first job")
+    quiet.broker.ctl("close_all_user_connections", quiet.broker.listener.name, "a test")
+    told = ended(process)
+    assert told.status == 3
+    assert "had been retried; nothing is lost" in told.err
+    jobs = [body for body, _ in taken(quiet, "knime-jobs")]
+    assert len(jobs) == len(set(jobs)) < 400
+    assert len({*jobs, *(body for body, _ in taken(quiet, QUEUE))}) == 400
 
 
 def test_a_retry_that_is_killed_again_and_again_brings_every_job_once(quiet: Site, listener: Session) -> None:

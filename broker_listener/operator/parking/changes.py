@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from broker_listener.operator.outcome import Outcome
+from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import progress, say
 from broker_listener.operator.parking.interrupts import between_steps
 from broker_listener.operator.parking.manuals import WORN
@@ -62,8 +62,17 @@ def looked_at(queue: "ParkedQueue", verb: str, wanted: Criteria, limit: int | No
 
 
 def changed(queue: "ParkedQueue", verb: str, wanted: Criteria, limit: int | None) -> Counts:
-    """Do it, and count it."""
+    """Do it, and count it; raises Stopped, saying how far it came."""
     counts = Counts()
+    try:
+        _change(queue, verb, wanted, limit, counts)
+    except Stopped as stopped:
+        how_far = f"{counts.done} had been {DONE[verb]}; nothing is lost: see knime-peruser parked list, --in-doubt"
+        raise Stopped(stopped.outcome, f"{stopped}; {how_far}") from None
+    return counts
+
+
+def _change(queue: "ParkedQueue", verb: str, wanted: Criteria, limit: int | None, counts: Counts) -> None:
     with (
         progress("") as tell,
         between_steps(lambda: say("ending after this message; once more to end at once")) as is_over,
@@ -81,7 +90,6 @@ def changed(queue: "ParkedQueue", verb: str, wanted: Criteria, limit: int | None
             if is_over():
                 counts.stopped = "it was interrupted"
                 break
-    return counts
 
 
 def _meant(walk: "Walk", verb: str, wanted: Criteria, limit: int | None, counts: Counts) -> Iterator["Taken"]:
