@@ -90,9 +90,13 @@ def test_of_a_hundred_starts_at_once_every_executor_and_its_children_are_only_ev
 
 
 def _owners(site: BootedSite) -> Iterator[tuple[str, int]]:
-    """Give each cgroup of the machine with the real uid of each of its processes, as the host sees them."""
+    """Give each process of the machine as the host sees it: the name of its cgroup, and its real uid.
+
+    The cgroup is read last: a worker enters its scope first and becomes the user then.
+    """
     for processes in site.machine.cgroup("/").rglob("cgroup.procs"):
         with suppress(OSError):  # it ended meanwhile
             for pid in processes.read_text(encoding="ascii").split():
                 status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-                yield processes.parent.name, int(status.partition("\nUid:")[2].split(maxsplit=1)[0])
+                cgroup = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").rpartition("0::")[2]
+                yield Path(cgroup.strip()).name, int(status.partition("\nUid:")[2].split(maxsplit=1)[0])

@@ -106,17 +106,26 @@ def test_an_executors_descriptors_are_its_own(site: BootedSite) -> None:
 
 
 def test_proc_says_of_an_executor_what_the_documents_say(site: BootedSite) -> None:
-    """No capability, not even in the bound beyond the unit's; no_new_privs; the seccomp filter; the hosts' mounts."""
+    """No capability, not even in the bound beyond the unit's; no_new_privs; the seccomp filter; the host's mounts.
+
+    ``master:`` is a mount that follows the host's: what is mounted or unmounted there is so here, proc(5).
+    """
     (user,) = site.fresh_users(1)
+    site.machine.run("sh", "-ec", "mkdir -p /srv/of-the-lab; mount -t tmpfs lab /srv/of-the-lab")
     pid = site.job(user)["pid"]
     lines = site.machine.run("cat", f"/proc/{pid}/status").splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert {status[key] for key in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert int(status["CapBnd"], 16) == sum(1 << bit for bit in (0, 5, 6, 7))  # CHOWN KILL SETGID SETUID
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    mounts = site.machine.run("cat", f"/proc/{pid}/mountinfo")
-    assert all("master:" in line for line in mounts.splitlines() if " /srv/" in line)
-    wait_for(lambda: site.machine.journal(f"_PID={pid}"), 5, "its output")
+    mountinfo = site.machine.run("cat", f"/proc/{pid}/mountinfo")
+    mounts = {fields[4]: (fields[5].split(",")[0], fields[6:]) for fields in map(str.split, mountinfo.splitlines())}
+    site.machine.run("umount", "/srv/of-the-lab")
+    assert mounts["/srv/of-the-lab"][0] == mounts["/"][0] == "rw"
+    for path in ("/", "/srv/of-the-lab"):
+        assert any(field.startswith("master:") for field in mounts[path][1]), mountinfo
+    assert {mounts[path][0] for path in ("/usr", "/etc")} == {"ro"}
+    wait_for(lambda: site.machine.journal(f"_PID={pid}"), 10, "its output")
     assert {
         entry["_SYSTEMD_UNIT"] for entry in site.machine.journal(f"_PID={pid}", f"_UID={status['Uid'].split()[0]}")
     } == {f"knime-executor-{user}.scope"}

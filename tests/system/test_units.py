@@ -84,15 +84,17 @@ def test_a_crash_loop_does_not_leave_the_host_dead(site: BootedSite) -> None:
     """A unit is given up at its fifth start in 10 s, where it does not say otherwise: systemd.unit(5)."""
     for unit in UNITS:
         site.drop_in(unit, "[Service]\nRestartSec=100ms\n")
+    (user, other) = site.fresh_users(2)
+    pid = site.job(user)["pid"]
     before = restarts(site)
     for _ in range(7):
         old = {unit: site.main_pid(unit) for unit in UNITS}
         site.machine.run("kill", "-KILL", *map(str, old.values()))
-        wait_for(lambda old=old: all(site.main_pid(unit) not in {0, pid} for unit, pid in old.items()), 10, "a restart")
+        wait_for(lambda old=old: all(site.main_pid(unit) not in {0, old[unit]} for unit in UNITS), 10, "a restart")
     assert restarts(site) == [number + 7 for number in before]
     site.wait_until_served()
-    (user,) = site.fresh_users(1)
-    assert site.job(user)["uid"] == uid(user)
+    assert site.job(user)["pid"] == pid
+    assert site.job(other)["uid"] == uid(other)
 
 
 def test_units_wait_for_network_users_remote_files_and_the_broker_and_say_what_they_do(site: BootedSite) -> None:
