@@ -7,6 +7,7 @@ noticed in two seconds and not in fifteen.
 import json
 import time
 from collections.abc import Iterator
+from itertools import cycle
 
 import pika
 import pytest
@@ -51,9 +52,13 @@ def test_a_job_that_meets_another_host_is_handed_over_there_and_its_helper_is_no
     site.server.results(1)
     has = the_host_of(site, alice)
     others = [host for host in site.hosts if host is not has]
-    while not all(handed_over(host, alice.name) for host in others):
-        site.server.publish(alice.name)
-        site.server.results(1)
+    for count in range(1, 41):  # different numbers: consumers take turns, and one at a time may always meet the same
+        for _ in range(count):
+            site.server.publish(alice.name)
+        site.server.results(count)
+        if all(handed_over(host, alice.name) for host in others):
+            break
+    assert all(handed_over(host, alice.name) for host in others)
     assert [host.starts(alice) for host in others] == [0, 0]
     assert all(not asked(host, alice.name) for host in others)
 
@@ -209,12 +214,13 @@ def test_clocks_an_hour_apart_make_no_difference(broker: BrokerNode) -> None:
 
 def jobs_until_executors(site: SeveralHosts, users: list[OsUser], count: int) -> None:
     """Send the users' jobs, which are what makes hosts look who is to run what, until the numbers are as wanted."""
-    deadline = time.monotonic() + 40
+    deadline, order, extras = time.monotonic() + 40, cycle(users), cycle(range(4))
     while any(len(site.live(user)) != count for user in users):
         assert time.monotonic() < deadline, [site.live(user) for user in users]
-        for user in users:
+        extra = [next(order) for _ in range(next(extras))]  # else the same job may always meet the same consumer
+        for user in (*users, *extra):
             site.server.publish(user.name)
-        site.server.results(len(users), 30)
+        site.server.results(len(users) + len(extra), 30)
 
 
 def the_host_of(site: SeveralHosts, user: OsUser) -> Host:
