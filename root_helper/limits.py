@@ -30,9 +30,9 @@ class Rates:
 
         With ``in_all`` false it counts for its key only: the same start was counted under another key before.
         """
-        _forget(self._all, now - 1.0)
+        _forget(self._all, now, 1.0)
         recent = self._by_key.get(key, deque())
-        _forget(recent, now - _MINUTE)
+        _forget(recent, now, _MINUTE)
         if len(recent) >= self.per_minute:
             return recent[0] + _MINUTE - now
         if in_all and len(self._all) >= self.per_second:
@@ -120,6 +120,6 @@ class Bound:
         return taken
 
 
-def _forget(times: deque[float], before: float) -> None:
-    while times and times[0] <= before:
+def _forget(times: deque[float], now: float, after: float) -> None:
+    while times and times[0] + after <= now:  # as the wait is counted: rounding must not make it 0
         times.popleft()
