@@ -78,6 +78,11 @@ class Answers:
         """Whether no more jobs of unknown users may wait."""
         return self._unknown_jobs >= MAX_UNKNOWN_JOBS
 
+    @property
+    def waiting(self) -> int:
+        """How many users the helper is still to be asked for."""
+        return len(self._queue)
+
     def ask(self, user: User, now: float) -> None:
         """Ask for the user's executor, unless that is being asked."""
         if user.asking:

@@ -30,6 +30,10 @@ class AskQueue:
         self._fresh: dict[User, float] = {}
         self._asked = self._asked_again = 0
 
+    def __len__(self) -> int:
+        """Give how many wait to be asked for."""
+        return len(self._waiting) + len(self._waiting_again)
+
     def join(self, user: User) -> None:
         """Wait to be asked for."""
         user.asking_again = user.hung

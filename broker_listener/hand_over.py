@@ -33,6 +33,8 @@ LIST_AGE: Final = 2.0
 NO_ROOM: Final = FailedReason.AT_CAPACITY.value
 WANTED_FOR: Final = 30.0
 """Seconds for which a start that another host wants is tried again where it fails."""
+MAX_WANTED: Final = 1024
+"""Users who wait until the helper can be asked for them: while there are more, no other host's wish is added."""
 FORGET_AFTER: Final = 600.0
 MAX_IDLE_USERS: Final = 4096
 
@@ -192,7 +194,12 @@ class Machine:
             self._steps.elsewhere(user, now, ready=self._elsewhere(name))
 
     def wanted(self, name: str, now: float) -> None:
-        """Take that another host wants the user to have an executor here: it is, or has become, our turn."""
+        """Take that another host wants the user to have an executor here: it is, or has become, our turn.
+
+        It says so again while it holds a job of the user, so that what is too much now is not lost.
+        """
+        if self._answers.waiting >= MAX_WANTED:
+            return
         user = self._user(name, now)
         user.active_at = now
         if user.state not in (State.PROBING, State.READY):

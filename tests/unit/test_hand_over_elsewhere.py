@@ -3,7 +3,7 @@
 from broker_listener.actions import Ask, Fault, Tell
 from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.config import BrokerConfig, HandOverConfig
-from broker_listener.hand_over import Machine
+from broker_listener.hand_over import MAX_WANTED, Machine
 from broker_listener.host_messages import UserState
 from protocol.messages import Failed, FailedReason
 from tests.unit.test_hand_over import ID, Listener
@@ -112,3 +112,18 @@ def test_who_waits_for_another_host_is_asked_for_at_once_when_it_has_become_our_
     listener.actions.clear()
     listener.wanted("alice")
     assert [action.user for action in listener.of(Ask)] == ["alice"]
+
+
+def test_users_whom_another_host_wants_without_end_take_no_memory_and_keep_no_job_of_ours_waiting() -> None:
+    """A listener that was taken over can name any."""
+    listener = OneOfSeveral()
+    for number in range(3 * MAX_WANTED):
+        listener.machine.wanted(f"nobody{number}", listener.now)
+    assert len(listener.machine.users) <= MAX_WANTED + 1
+    listener.job("alice", "one")
+    for user in list(listener.machine.users):
+        if listener.machine.users[user].asking and user != "alice":
+            listener.helper(user, Failed(ID, FailedReason.AT_CAPACITY, 60.0))
+    assert "alice" in [action.user for action in listener.of(Ask)]
+    listener.wanted("bob")  # there is room again
+    assert "bob" in listener.machine.users
