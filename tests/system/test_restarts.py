@@ -164,3 +164,16 @@ def test_after_a_reboot_the_jobs_that_ran_or_were_queued_run(site: BootedSite) -
     wait_for(lambda: all(path.exists() for path in ran), 60, "the jobs of before the reboot")
     assert [path.stat().st_uid for path in ran] == [before["uid"]] * 3 + [uid(unknown)]
     assert len(site.executors()) == 2
+
+
+def test_a_drained_host_starts_nobody_after_a_reboot_either_until_it_is_undrained(site: BootedSite) -> None:
+    (user,) = site.fresh_users(1)
+    site.machine.run("knime-peruser", "drain")
+    try:
+        site.reboot()
+        site.publish_shell(user, "touch ~/ran")
+        wait_for(lambda: any(one["reason"] == "draining" for one in site.audit(user)), 20, "the helper's answer")
+        assert site.executors() == {}
+    finally:
+        site.machine.run("knime-peruser", "undrain")
+    wait_for((site.machine.root / "home" / user / "ran").exists, 30, "the job")
