@@ -53,6 +53,7 @@ def row_of(told: Said, user: str) -> dict[str, Any]:
 def test_who_has_an_executor_is_shown_with_what_the_kernel_and_the_daemons_know_of_it(
     site: Site, alice: OsUser
 ) -> None:
+    wait_for(lambda: row_of(status(site, "--json"), alice.name)["state"] == "ready", 20, "an executor that is ready")
     told = status(site, "--json")
     assert told.status == 0, told.err
     row = row_of(told, alice.name)
