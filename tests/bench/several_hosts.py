@@ -132,7 +132,7 @@ def becomes_ready(site: SeveralHosts, sinks: Sinks) -> Rows:
 def host_dies(site: SeveralHosts, sinks: Sinks) -> Rows:
     """From a host's death until its users' executors run elsewhere, with jobs of them arriving all the time."""
     victim = site.hosts[0]
-    users = []
+    users: list[OsUser] = []
     while len(users) < 5:
         user = site.user(f"v{len(site.users)}")
         sinks.wait([site.server.publish(user.name)])

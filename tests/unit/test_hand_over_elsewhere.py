@@ -1,6 +1,8 @@
 """The per-user machine's rules where several hosts share the queue, one a test."""
 
-from broker_listener.actions import Ask, Fault, Tell
+import pytest
+
+from broker_listener.actions import Ask, Fault, GiveBack, Tell
 from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.ask_queue import MAX_FRESH
 from broker_listener.config import BrokerConfig, HandOverConfig
@@ -128,3 +130,20 @@ def test_users_whom_another_host_wants_without_end_take_no_memory_and_a_job_of_o
     assert "alice" in [action.user for action in listener.of(Ask)]
     listener.wanted("bob")  # there is room again
     assert "bob" in listener.machine.users
+
+
+@pytest.mark.parametrize("why", WhyNotHere)
+def test_a_job_that_no_host_gets_an_executor_for_goes_back_after_max_hold_and_no_sooner(why: WhyNotHere) -> None:
+    listener = OneOfSeveral()
+    listener.job("alice", "one")
+    listener.helper("alice", NotHere(why))
+    held = 0.0
+    while not listener.of(GiveBack):
+        listener.wait(0.5)
+        held += 0.5
+        if listener.machine.users["alice"].asking:
+            listener.helper("alice", NotHere(why))
+        assert held < BrokerConfig().max_hold + 2
+    assert held >= BrokerConfig().max_hold
+    assert listener.bodies() == []
+    assert Fault.HELD_TOO_LONG in listener.faults()

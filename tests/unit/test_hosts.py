@@ -419,6 +419,21 @@ def test_who_does_not_hear_even_itself_for_dead_after_is_deaf() -> None:
     assert not one.is_deaf(9 * DEAD_AFTER)
 
 
+def test_what_changes_in_one_moment_is_said_together() -> None:
+    host = Hosts("a", "0" * 16, 1, DEAD_AFTER)
+    host.own_users_known()
+    host.joined(0.0)
+    for number in range(5000):
+        host.beat(HostState.UP, number)
+        host.own_user(f"user{number}", UserState.STARTING, 0.0)
+        host.own_user(f"user{number}", UserState.READY, 0.0)
+        host.wants(f"other{number}")
+    pages = 5000 // PAGE + 1
+    said = host.take_messages(0.0)
+    assert len(said) == 1 + 1 + 3 * pages, "a beat, a hello, what changed, what is wanted, and everything"
+    assert [message for message in host.take_messages(0.02) if message.content != Hello()] == []
+
+
 class Sites(RuleBasedStateMachine):
     """Anything that may happen to a few hosts; then the network is sound again, and the numbers must be as asked."""
 
