@@ -5,7 +5,6 @@ controllers of cgroups on hosts that keep them in v1 hierarchies, so that limits
 Needs root, systemd-container and mmdebstrap. The image of a suite is built once a day and kept.
 """
 
-import ctypes
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from tests.lab.network import entered
 from tests.lab.processes import wait_for
 
 IMAGES: Final = Path("/var/cache/knime-peruser-tests/images")
@@ -84,13 +84,8 @@ class Machine:
     @contextmanager
     def network(self) -> Iterator[None]:
         """Be in the machine's network while a connection is made; it stays there for as long as it lives."""
-        own_network, its_network = Path("/proc/self/ns/net"), Path(f"/proc/{self._init}/ns/net")
-        with own_network.open("rb") as own, its_network.open("rb") as inside:
-            _enter_network(inside.fileno())
-            try:
-                yield
-            finally:
-                _enter_network(own.fileno())
+        with entered(Path(f"/proc/{self._init}/ns/net")):
+            yield
 
     def cgroup(self, path: str) -> Path:
         """Give the directory of a cgroup of the machine, as the host sees it: with the host's pids."""
@@ -186,14 +181,6 @@ def why_none_boots() -> str | None:
 
 
 _CAP_SYS_ADMIN: Final = 21
-_CLONE_NEWNET: Final = 0x40000000
-
-
-def _enter_network(descriptor: int) -> None:
-    """Move this thread: setns(2), which os has from Python 3.12 on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def image(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
