@@ -120,7 +120,7 @@ class Starts:
             _log.error("failed user=%s reason=at_capacity: no worker: %s", start.task.user, error.strerror)
             self._drop(start, FailedReason.AT_CAPACITY)
             return
-        self.loop.watch(process.report, lambda: self._woken(start, process))
+        self.loop.watch(process.report, lambda: self._hear(start, process))
         self.loop.watch(process.pidfd, lambda: self._reap(start, process))
         self._advance(start, "looking_up", self.config.limits.lookup_timeout)
 
@@ -142,20 +142,15 @@ class Starts:
         reason = FailedReason.LOOKUP_TIMEOUT if stage == "looking_up" else FailedReason.PREPARE_FAILED
         self._fail(start, reason, f"the worker was {stage} for too long")
 
-    def _woken(self, start: Start, process: WorkerProcess) -> None:
-        """Hear it, unless the event was of a pipe that bore its number before and lives in a worker (epoll(7), Q6)."""
-        with contextlib.suppress(BlockingIOError):
-            self._hear(start, process)
-
     def _hear(self, start: Start, process: WorkerProcess) -> None:
         """Take in what the worker says; the end of its pipe is execve, or its death."""
-        report = process.report
-        facts = process.heard()
-        if process.report < 0:
-            self.loop.forget(report)
+        facts, over = process.heard()
+        if over:
+            self.loop.forget(process.report)  # first: another worker may have a copy, which epoll would go on watching
+            process.hear_no_more()
         for fact in facts:
             self._take(start, process, fact)
-        if process.report < 0 and start.stage != "ended":
+        if over and start.stage != "ended":
             self._conclude(start, process)
 
     def _take(self, start: Start, process: WorkerProcess, fact: dict[str, Any]) -> None:

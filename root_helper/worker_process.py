@@ -43,20 +43,18 @@ class WorkerProcess:
         os.set_blocking(self.report, False)
         self._said = b""
 
-    def heard(self) -> list[dict[str, Any]]:
-        """Give what it said since; afterwards ``report`` is -1 if that was all.
+    def heard(self) -> tuple[list[dict[str, Any]], bool]:
+        """Give what it said since, and whether that was all: then it is to be heard no more.
 
         Raises:
             BlockingIOError: it has said nothing.
         """
         chunk = os.read(self.report, _LONGEST_LINE)
         *lines, self._said = (self._said + chunk).split(b"\n")
-        if not chunk or len(self._said) > _LONGEST_LINE:
-            self.hear_no_more()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines], not chunk or len(self._said) > _LONGEST_LINE
 
     def hear_no_more(self) -> None:
-        """Close the pipe; what holds the other end does not matter any more."""
+        """Close the pipe, which is watched no more; what holds the other end does not matter any more."""
         os.close(self.report)
         self.report = -1
 
