@@ -24,6 +24,7 @@ from broker_listener.host_messages import HostMessage, HostState, UserState
 from broker_listener.hosts import Changes, Hosts
 from broker_listener.limited_log import LimitedLog
 from broker_listener.link import Link
+from broker_listener.placement import MAX_HOSTS
 
 LOG: Final = logging.getLogger(__name__)
 TICK: Final = 0.25
@@ -88,7 +89,7 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._published_at = 0.0
         self._scheduled = False
-        self._bugs = LimitedLog(LOG)
+        self._limited = LimitedLog(LOG)
 
     def start(self) -> None:
         """Begin to connect, and to tell the time; call it in the loop."""
@@ -198,7 +199,11 @@ class Cluster:
 
     def on_message(self, message: HostMessage) -> None:
         """Take what another host says."""
+        left_out = self._hosts.left_out
         self._follow(self._hosts.heard(message, time.monotonic()))
+        if self._hosts.left_out > left_out:
+            advice = f"at most {MAX_HOSTS} hosts share a queue"
+            self._limited.warning("event=host_left_out host=%s advice=%r", message.host, advice)
         self._soon()
 
     def _is_joining(self, now: float) -> bool:
@@ -239,7 +244,7 @@ class Cluster:
                     self._exchange.drop(DEAF)
                 self._publish()
             except Exception as error:  # noqa: BLE001 - the clock goes on whatever one tick met
-                self._bugs.warning("event=tick_failed", cause=error)
+                self._limited.warning("event=tick_failed", cause=error)
             await asyncio.sleep(TICK)
 
     async def _beat(self) -> None:
@@ -252,7 +257,7 @@ class Cluster:
             except (HelperAway, TimeoutError):
                 self.helper_is_away()
             except Exception as error:  # noqa: BLE001 - who beats no more is dead to the others
-                self._bugs.warning("event=beat_failed", cause=error)
+                self._limited.warning("event=beat_failed", cause=error)
             await asyncio.sleep(due - loop.time())
 
 

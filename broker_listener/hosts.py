@@ -60,6 +60,8 @@ class Hosts:
         self.peers: dict[str, Peer] = {}
         self.namesakes = 0
         """Messages of another host that calls itself as we do, or of two that share a name."""
+        self.left_out = 0
+        """Messages of hosts for which there is no room beside ``placement.MAX_HOSTS`` others."""
         self._host, self._boot, self._wanted = host, boot, executors_per_user or 0
         self._dead_after = dead_after
         self._seq = 0
@@ -212,7 +214,8 @@ class Hosts:
             self.namesakes += 1
             return None
         if peer is None and not self.placement.host_is(message.host, HostState.UP, 0):
-            return None  # too many hosts
+            self.left_out += 1
+            return None
         former = [*peer.former_boots[1 - MAX_FORMER :], peer.boot] if peer is not None else []
         # What ran there is thought to run on, since executors outlive a listener, until its pages say otherwise.
         peer = self.peers[message.host] = Peer(message.boot, message.seq - 1, now, now, former_boots=former)

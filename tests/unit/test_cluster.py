@@ -10,6 +10,7 @@ from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.cluster import Cluster
 from broker_listener.config import ClusterConfig, ListenerConfig
 from broker_listener.host_messages import Beat, HostMessage, HostState, UserState
+from broker_listener.placement import MAX_HOSTS
 
 
 class Users:
@@ -138,5 +139,17 @@ def test_a_listener_that_leaves_says_so_whatever_its_helper_tells() -> None:
         made.helper_listed(draining=False, free=9)
         (own,) = made.view().hosts
         assert own.state is HostState.LEAVING
+
+    run(check)
+
+
+def test_a_host_beyond_those_that_fit_is_named_in_the_log_and_not_known(caplog: pytest.LogCaptureFixture) -> None:
+    async def check(made: Cluster) -> None:
+        for number in range(MAX_HOSTS):  # with our own it is one too many
+            beat = Beat(HostState.UP, 1, 0)
+            made.on_message(HostMessage(f"b{number}", "0" * 16, 1, beat))
+        assert len(made.view().hosts) == MAX_HOSTS
+        (line,) = [record.getMessage() for record in caplog.records if "left_out" in record.getMessage()]
+        assert line.startswith(f"event=host_left_out host=b{MAX_HOSTS - 1} ")
 
     run(check)
