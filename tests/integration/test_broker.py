@@ -21,6 +21,7 @@ from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.requeue import may_give_back
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
+from tests.lab.tls_front import put_before
 
 DEADLINE = 30.0
 JOBS = "knime-jobs"
@@ -784,22 +785,7 @@ async def tls_front(node: BrokerNode, key: Path, cert: Path, client: Path | None
     if client is not None:
         context.load_verify_locations(client)
         context.verify_mode = ssl.CERT_REQUIRED
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", node.port)
-        await asyncio.gather(pump(reader, back), pump(there, writer))
-
-    return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    return await put_before(node.port, context)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def tls_before(
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    front = asyncio.run_coroutine_threadsafe(_front(port, context), loop).result(10)
+    front = asyncio.run_coroutine_threadsafe(put_before(port, context), loop).result(10)
     try:
         yield front.sockets[0].getsockname()[1], cert
     finally:
@@ -40,7 +40,9 @@ def tls_before(
         loop.close()
 
 
-async def _front(port: int, context: ssl.SSLContext) -> asyncio.Server:
+async def put_before(port: int, context: ssl.SSLContext) -> asyncio.Server:
+    """Put TLS before a plain port: what comes over it goes there."""
+
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
