@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker_listener.config import ListenerConfig, NoPassword, load, read_password
+from broker_listener.notify import Notify
 from protocol.settings import SettingsError
 
 CONFIGURATION_FAULT: Final = 2
@@ -54,6 +55,9 @@ def _serve(config: ListenerConfig) -> int:
 def _fault(*faults: str) -> int:
     for fault in faults:
         sys.stderr.write(fault.encode("ascii", "backslashreplace").decode() + "\n")
+    notify = Notify()
+    notify.failed("; ".join(faults))
+    notify.close()
     return CONFIGURATION_FAULT
 
 

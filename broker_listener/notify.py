@@ -3,6 +3,10 @@
 import contextlib
 import os
 import socket
+from typing import Final
+
+MAX_STATUS: Final = 1000
+"""Characters of a reason; it stands beside others in one screen."""
 
 
 class Notify:
@@ -28,6 +32,10 @@ class Notify:
     def alive(self, status: str) -> None:
         """Say that the loop turns, and what it is at."""
         self._send(f"WATCHDOG=1\nSTATUS={status}")
+
+    def failed(self, why: str) -> None:
+        """Say why it ends: of a line that a process wrote as its last journald often does not know whose it was."""
+        self._send(f"STATUS={why[:MAX_STATUS]}")
 
     def close(self) -> None:
         """Say nothing any more."""

@@ -24,7 +24,7 @@ from root_helper.log import log_to
 from root_helper.loop import Loop
 from root_helper.policy import Undecided, directory_name, os_user_of
 from root_helper.scope import systemd_is_there, unit_name
-from root_helper.server import Server
+from root_helper.server import Server, say
 from root_helper.spawn import allow_descriptors
 from root_helper.supervisor import Supervisor
 
@@ -140,6 +140,7 @@ def _host_faults(config: HelperConfig) -> list[str]:
 
 def _leave(status: int, faults: list[str]) -> NoReturn:
     sys.stderr.write("".join(f"{fault}\n" for fault in faults))
+    say(f"STATUS={'; '.join(faults)[:1000]}")  # journald often does not know any more whose line that was
     sys.exit(status)
 
 

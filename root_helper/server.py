@@ -47,11 +47,11 @@ class Server:
         self._watch_gate()
         self._listen_for_operators()
         self._tick()
-        _say("READY=1")
+        say("READY=1")
         while self._serving:
             self._loop.round()
             self._supervisor.starts.release_ready()
-        _say("STOPPING=1")
+        say("STOPPING=1")
 
     def _watch_signals(self) -> None:
         reading, writing = os.pipe()
@@ -140,7 +140,7 @@ class Server:
             _log.error("the socket file is gone; it is bound again")
             with contextlib.suppress(OSError):  # its directory is gone, too: tried again at the next tick
                 self._gateway.bind_again()
-        _say(f"WATCHDOG=1\nSTATUS={self._status()}")
+        say(f"WATCHDOG=1\nSTATUS={self._status()}")
         self._loop.after(_TICK, self._tick)
 
     def _status(self) -> str:
@@ -200,7 +200,7 @@ class Server:
         dispatch(self._supervisor, frame, Came(Channel.OPERATOR, peer, answer), time.monotonic())
 
 
-def _say(state: str) -> None:
+def say(state: str) -> None:
     """Tell the service manager, where one listens: sd_notify(3)."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if path:
