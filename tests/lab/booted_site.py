@@ -25,7 +25,9 @@ CHECKOUT: Final = own_package.CHECKOUT
 HELPER: Final = "knime-root-helper.service"
 LISTENER: Final = "knime-broker-listener.service"
 SLICE: Final = "knime-executors.slice"
-USERS: Final = 300
+USERS: Final = 400
+NAMED: Final = slice(100, 300)
+"""Of these users tests name some themselves."""
 _PORT: Final = 5672
 _INSTALL: Final = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes", "install")
 _RESTARTED_BY_TESTS: Final = ("sssd", "slapd", "dbus", "rabbitmq-server", "systemd-logind", "autofs")
@@ -39,7 +41,7 @@ class BootedSite:
         self.machine = Machine(suite, directory, packages)
         self.directory = Directory(self.machine, USERS)
         self._server_account, self._listener_account, self._executors_account = broker_accounts()
-        self._fresh = iter(self.directory.names)
+        self._fresh = iter([*self.directory.names[: NAMED.start], *self.directory.names[NAMED.stop : -1]])
         self._changed: set[str] = set()
         self._drop_ins: set[str] = set()
         self._server: SimulatedServer | None = None
@@ -85,7 +87,7 @@ class BootedSite:
         wait_for(lambda: self._consumers() > 0, seconds, "a consumer of the queue")
 
     def fresh_users(self, count: int) -> list[str]:
-        """Give users of the directory whom no test has used yet."""
+        """Give users of the directory whom no test has used yet, and none names."""
         return [next(self._fresh) for _ in range(count)]
 
     def configure_helper(self, **tables: Mapping[str, object]) -> None:
