@@ -56,7 +56,7 @@ class Accounts:
         self._noted("user", full)
         also = ["--groups", ",".join(groups)] if groups else []
         command = ["useradd", "--no-create-home", "--home-dir", str(home), "--shell", "/usr/sbin/nologin"]
-        run([*command, "--comment", MARK, *also, *options, full])
+        run([*command, "--comment", MARK, *also, *_own_ids(), *options, full])
         account = pwd.getpwnam(full)
         user = OsUser(full, account.pw_uid, account.pw_gid, Path(account.pw_dir))
         self._users.append(user)
@@ -68,7 +68,7 @@ class Accounts:
         if _group_exists(full):
             raise RuntimeError(f"group {full} is there already; it is left alone")
         self._noted("group", full)
-        run(["groupadd", full])
+        run(["groupadd", *_own_ids("GID"), full])
         self._groups.append(full)
         return full
 
@@ -165,6 +165,17 @@ def run_prefix() -> str:
     return f"kpr{secrets.token_hex(2)}-"
 
 
+def _own_ids(*kinds: str) -> list[str]:
+    """Return useradd's options for a range of ids that no other worker of a parallel run uses (pytest-xdist)."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1_000 * worker
+    return [
+        word
+        for kind in kinds or ("UID", "GID")
+        for word in ("-K", f"{kind}_MIN={first}", "-K", f"{kind}_MAX={first + 999}")
+    ]
+
+
 def end_processes(uids: Sequence[int]) -> None:
     """End every process of these uids: those of accounts that were made for a run."""
     for process in list(processes_of(uids)):
@@ -186,11 +197,17 @@ def remove_group(name: str) -> None:
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a program of the host.
+    """Run a program that changes accounts, one at a time on this machine: shadow's own lock gives up early.
 
     Raises:
         RuntimeError: it failed; with what it said.
     """
+    with _CHANGES_LOCK.open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run(command)
+
+
+def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -198,6 +215,7 @@ def run(command: Sequence[str]) -> None:
 
 _AND_GROUP: Final = f" with group {OPERATORS}"
 _LOCK: Final = Path("/run/knime-peruser-lab.lock")
+_CHANGES_LOCK: Final = Path("/run/knime-peruser-lab-changes.lock")
 
 
 def _locked(how: int) -> int:

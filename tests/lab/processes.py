@@ -84,14 +84,19 @@ def end(process: ProcessId, *, grace: float = 15.0, by: signal.Signals = signal.
 
 
 def processes_of(uids: Sequence[int]) -> Iterator[ProcessId]:
-    """Give every live process whose real uid is one of these: for the accounts that were made for a run."""
+    """Return the live processes whose real uid is one of these: for the accounts that were made for a run.
+
+    Processes of a nested PID namespace are left alone: a container's uids are another run's accounts. NSpid
+    (proc_pid_status(5)) holds one pid for each namespace from ours down to the process's own.
+    """
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):
             status = (entry / "status").read_text(encoding="utf-8", errors="replace")
             found = process_id(int(entry.name))
-            if int(status.partition("\nUid:")[2].split(maxsplit=1)[0]) in uids and found.alive():
+            real_uid, pids = (status.partition(f"\n{name}:")[2].partition("\n")[0].split() for name in ("Uid", "NSpid"))
+            if int(real_uid[0]) in uids and len(pids) == 1 and found.alive():
                 yield found
 
 
