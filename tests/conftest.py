@@ -6,13 +6,33 @@ nothing.
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import rights
 from tests.lab.accounts import Accounts, run_prefix
 from tests.lab.broker_node import RABBITMQ, BrokerNode
 from tests.lab.site import LAB, Site
+
+
+def pytest_configure() -> None:
+    """Ask what the machine allows, once for all workers; a shell's background job would ignore an interrupt."""
+    rights.lacking()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs what the machine does not allow, before any of its fixtures is made."""
+    lacking = rights.lacking()
+    for mark in item.iter_markers("needs"):
+        for right in mark.args:
+            if right not in rights.RIGHTS:
+                pytest.fail(f"no such right in tests/lab/rights.py: {right}", pytrace=False)
+            if right in lacking:
+                pytest.skip(f"needs {right}: {lacking[right]}")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from broker_listener.metrics import Metrics
 from broker_listener.service import Service
 from tests.lab.prometheus import RULES, CannotBeHad, alerts, expressions, promtool
 
-pytestmark = pytest.mark.one_end
 MINUTES = {"KnimePerUserStillDraining": 300}
 """Until the alert is looked for, where that is not an hour."""
 WELL = {

@@ -23,6 +23,8 @@ from broker_listener.requeue import may_give_back
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 from tests.lab.tls_front import put_before
 
+pytestmark = pytest.mark.library
+
 DEADLINE = 30.0
 JOBS = "knime-jobs"
 PARKED = "knime-jobs.parked"

@@ -26,7 +26,6 @@ MANY = [*FEW, "supervisor", "executors"] * 4
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # pika's, of connections lost half-way
 
 
-@pytest.mark.one_end
 @pytest.mark.parametrize("mode", ["republish", "requeue"])
 def test_every_job_runs_in_its_own_users_executor_whatever_is_killed(site: Site, mode: str) -> None:
     survive(site, mode, users=12, jobs=500, per_second=60, plan=FEW, pause=0.4)

@@ -27,6 +27,8 @@ from tests.lab.file_trees import (
 )
 from tests.lab.processes import wait_for
 
+pytestmark = pytest.mark.library
+
 PRIVATE = private_acl([])
 
 

@@ -14,6 +14,8 @@ from broker_listener.config import HelperConfig
 from protocol import messages as m
 from protocol.codec import decode_request, encode_reply
 
+pytestmark = pytest.mark.library
+
 DEADLINE = 20.0
 ENTRY = m.ExecutorEntry(user="bob", os_user="bob", uid=1001, pid=77, since=1.5, cgroup=9)
 

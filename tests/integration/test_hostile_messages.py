@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import pika
+import pytest
 
 from broker_listener import broker as _raw_properties  # noqa: F401 - has pika keep properties as bytes here, too
 from broker_listener import properties as p
 from tests.lab.chaos import Ledger, install_light_executor
 from tests.lab.processes import cpu_seconds
 from tests.lab.site import Site
+
+pytestmark = pytest.mark.library
 
 MESSAGES = 1000
 JOBS = 50

@@ -10,8 +10,6 @@ from tests.lab.helper_under_test import HelperUnderTest, children, helper_under_
 from tests.lab.kerberos import REALM, Realm
 from tests.lab.processes import PATH, processes_of, wait_for
 
-pytestmark = pytest.mark.one_end
-
 
 @pytest.fixture(scope="module")
 def helper() -> Iterator[HelperUnderTest]:

@@ -11,8 +11,6 @@ from tests.lab.chaos import Ledger, install_light_executor, listener_status
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
-
 
 def publish(site: Site, user: str, count: int, **properties: object) -> None:
     for number in range(count):

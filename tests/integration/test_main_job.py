@@ -21,6 +21,8 @@ from tests.lab.accounts import OsUser
 from tests.lab.processes import processes_of, wait_for
 from tests.lab.site import Site
 
+pytestmark = pytest.mark.library
+
 
 def audit_records(site: Site, user: str) -> list[dict[str, object]]:
     lines = site.installation.audit_log.read_text(encoding="ascii").splitlines()

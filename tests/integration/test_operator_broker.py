@@ -14,6 +14,8 @@ from tests.lab.broker_node import JOBS_EXCHANGE, BrokerAccount, BrokerNode
 from tests.lab.processes import wait_for
 from tests.simulated_knime.server import SimulatedServer
 
+pytestmark = pytest.mark.library
+
 PARKED = "knime-jobs.parked"
 
 

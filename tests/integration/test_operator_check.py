@@ -27,7 +27,6 @@ PROFILE = Path(__file__).parents[2] / "etc/profiles"
 THIS_MACHINE = (  # what a test machine is, and an installation is not to blame for
     "host.system", "host.clock", "host.remove_ipc", "workspaces.room", "temp.room", "audit.room",
 )  # fmt: skip
-pytestmark = pytest.mark.one_end  # a second node and its management interface take their time
 ACCEPTED = [word for name in (*THIS_MACHINE, "broker.executors_publish") for word in ("--accept", name)]
 
 

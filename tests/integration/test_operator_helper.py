@@ -12,6 +12,8 @@ from tests.lab.helper_under_test import HelperUnderTest, helper_under_test, is_g
 from tests.lab.operators_command import Said, ended, run
 from tests.lab.processes import wait_for
 
+pytestmark = pytest.mark.library
+
 
 @pytest.fixture(scope="module")
 def laid_out() -> Iterator[tuple[HelperUnderTest, OsUser, OsUser]]:

@@ -13,13 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.lab.accounts import LISTENER, OsUser, end_processes
 from tests.lab.site import Site
 from tests.lab.tls_front import tls_before
-
-pytestmark = pytest.mark.one_end
 
 
 def old_workspace(parent: Path, user: OsUser) -> Path:

@@ -15,7 +15,6 @@ from tests.lab.managed_broker import MONITOR, ManagedBroker
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
 SECONDS = "2.5"
 
 

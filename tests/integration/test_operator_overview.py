@@ -18,7 +18,6 @@ from tests.lab.accounts import OsUser
 from tests.lab.helper_under_test import HelperUnderTest, helper_under_test
 from tests.lab.processes import PATH, wait_for
 
-pytestmark = pytest.mark.one_end
 ENTERED, LEFT = "\x1b[?1049h", "\x1b[?1049l"
 """The other screen, which is gone with everything on it when it is left: xterm's control sequences."""
 

@@ -28,7 +28,6 @@ from tests.lab.operators_command import Said, command, ended, run
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
 QUEUE = "knime-jobs.parked"
 JOB = {"message_id": b"\4id-1", "delivery_mode": b"\2", "content_type": b"\x10application/json"}
 NOT_HANDLED = (b"canHandle", b"t\0")

@@ -26,6 +26,8 @@ from tests.lab.killing_proxy import KillingProxy
 from tests.lab.processes import wait_for
 from tests.simulated_knime.server import SimulatedServer
 
+pytestmark = pytest.mark.library
+
 QUEUE = "knime-jobs.parked"
 MARKS = f"knime-peruser.{QUEUE}.marks"
 NOTHING = Criteria()
@@ -212,7 +214,6 @@ def test_a_refusal_is_said_and_leaves_no_doubt_and_another_messages_doubt_stays(
     assert place.session.queue(MARKS) is None
 
 
-@pytest.mark.one_end
 @pytest.mark.parametrize(("kind", "trouble"), TROUBLES, indirect=["kind"])
 def test_killed_while_the_broker_takes_no_jobs_nothing_is_lost(place: Place, trouble: str, kind: str) -> None:
     """The worst moment: the job is returned or refused, and who would have to note that is killed."""
@@ -254,7 +255,6 @@ def test_a_mark_that_is_left_without_a_message_goes_when_it_is_old(
     assert place.session.queue(MARKS) is None
 
 
-@pytest.mark.one_end
 @pytest.mark.parametrize("kind", ["quorum"], indirect=True)
 def test_a_quorum_queue_that_may_drop_what_is_looked_at_is_not_looked_at_for_ever(
     place: Place, capsys: pytest.CaptureFixture[str]

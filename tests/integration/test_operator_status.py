@@ -12,8 +12,6 @@ from tests.lab.operators_command import Said, run
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
-
 
 @pytest.fixture(scope="module")
 def started(broker: BrokerNode) -> Iterator[tuple[Site, OsUser]]:

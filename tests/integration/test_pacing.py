@@ -16,8 +16,6 @@ from tests.lab.crowd import Crowd, PutBack
 from tests.lab.processes import cpu_seconds, wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
-
 
 def publish(site: Site, user: str, count: int, name: str = "j") -> None:
     for number in range(count):

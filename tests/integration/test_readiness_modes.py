@@ -10,8 +10,6 @@ from tests.lab.chaos import Ledger, install_light_executor, listener_status
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
-
 
 def first_job(site: Site) -> float:
     """Publish a user's first job, wait until it ran, give the seconds from the publish."""

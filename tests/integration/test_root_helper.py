@@ -31,6 +31,8 @@ from tests.lab.helper_under_test import (
 )
 from tests.lab.processes import PATH, processes_of, wait_for
 
+pytestmark = pytest.mark.library
+
 URL = "amqp://nobody:no-broker-listens-here@127.0.0.1:5672/%2F"
 
 

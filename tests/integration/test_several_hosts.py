@@ -17,8 +17,6 @@ from tests.lab.broker_node import BrokerNode
 from tests.lab.processes import wait_for
 from tests.lab.several_hosts import Host, SeveralHosts
 
-pytestmark = pytest.mark.one_end  # three hosts take their time
-
 
 @pytest.fixture
 def site(broker: BrokerNode) -> Iterator[SeveralHosts]:

@@ -10,6 +10,8 @@ from tests.lab.accounts import OsUser
 from tests.lab.processes import end, process_id, start, wait_for
 from tests.lab.site import Site
 
+pytestmark = pytest.mark.library
+
 StartExecutor = Callable[..., "subprocess.Popen[bytes]"]
 
 

@@ -80,7 +80,6 @@ def test_what_runs_goes_on_and_its_end_is_written_when_there_is_room(
     assert helper.audit()[-1]["event"] == "helper_stopped"
 
 
-@pytest.mark.one_end
 def test_an_end_that_could_not_be_written_is_written_by_the_next_helper(
     helper: HelperUnderTest, disk: Path, alice: OsUser
 ) -> None:
@@ -131,7 +130,6 @@ os.fdatasync = fdatasync
 """
 
 
-@pytest.mark.one_end
 def test_a_record_that_the_disk_did_not_take_ends_the_start_before_anything_is_executed(
     helper: HelperUnderTest, alice: OsUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,6 @@ def test_no_capability_survives_not_even_an_inheritable_one(users: Accounts) -> 
         ("saved uid, unseen", "uid 0 can be had back"),
     ],
 )
-@pytest.mark.one_end
 def test_whoever_keeps_something_of_root_is_not_executed(users: Accounts, kept: str, said: str) -> None:
     """Where a call does less than it was asked for and says nothing; the fault is injected."""
     user = users.user("alice")

@@ -57,7 +57,6 @@ def connected(broker: BrokerNode, account: BrokerAccount, vhost: str) -> tuple[B
     return connection, channel
 
 
-@pytest.mark.one_end
 def test_with_the_executors_account_a_user_can_take_purge_and_forge_jobs_of_others(executor: BlockingChannel) -> None:
     """As SECURITY.md says. Nothing below the broker can take it away; another queue can."""
     executor.basic_publish(JOBS_EXCHANGE, "new-work", b'{"user": "somebody-else"}')
@@ -83,7 +82,6 @@ REFUSED: Final[dict[str, Callable[[BlockingChannel], object]]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-@pytest.mark.one_end
 def test_with_the_executors_account_a_user_can_do_nothing_else_at_the_broker(
     executor: BlockingChannel, what: str
 ) -> None:

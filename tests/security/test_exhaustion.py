@@ -172,7 +172,6 @@ def test_a_traced_worker_that_is_killed_keeps_its_user_locked_and_nobody_else(
     wait_for(lambda: client.ensure(alice.name)["result"] == "started", 15.0, "a start afterwards")
 
 
-@pytest.mark.one_end
 def test_an_executor_that_its_user_traces_to_its_end_keeps_that_user_waiting_and_takes_one_descriptor_at_most(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser
 ) -> None:
@@ -317,7 +316,6 @@ def test_a_helper_without_descriptors_for_all_its_executors_forgets_none_and_sta
     assert "exited" not in {record["event"] for record in helper.audit()}
 
 
-@pytest.mark.one_end
 def test_a_start_takes_three_descriptors_and_the_helper_may_open_as_many_for_each(
     helper: HelperUnderTest, alice: OsUser
 ) -> None:

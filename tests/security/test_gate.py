@@ -420,7 +420,6 @@ def test_a_gate_that_is_none_is_ended_with_a_growing_pause_and_the_helper_does_n
     wait_for(lambda: answers(helper, alice), 10.0, "a real gate")
 
 
-@pytest.mark.one_end
 def test_a_gate_that_looks_at_nothing_dies_with_its_supervisor(helper: HelperUnderTest) -> None:
     """A real one ends when its channel does; one that was taken over would not, and hold the listener's socket."""
     helper.replace_gate("import os, time\nos.close(0)\ntime.sleep(100000)\n")

@@ -154,7 +154,6 @@ def test_a_directory_that_is_down_is_never_no_such_user(helper: HelperThatAsksIt
 
 
 @pytest.mark.parametrize("no", ["unknown_user", "not_in_group", "account_expired"])
-@pytest.mark.one_end
 def test_a_no_that_sssd_may_have_said_for_want_of_its_server_is_none(
     helper: HelperThatAsksIt, alice: OsUser, no: str
 ) -> None:
@@ -169,7 +168,6 @@ def test_a_no_that_sssd_may_have_said_for_want_of_its_server_is_none(
     assert helper.client().ensure(user)["reason"] == "lookup_timeout"
 
 
-@pytest.mark.one_end
 def test_no_group_is_looked_up_twice_for_a_start(helper: HelperThatAsksIt, alice: OsUser) -> None:
     """A dozen absent groups are denied by default; each question may go over the network."""
     absent = ["absent-one", "absent-two"]
@@ -179,7 +177,6 @@ def test_no_group_is_looked_up_twice_for_a_start(helper: HelperThatAsksIt, alice
     assert helper.directory.asked_groups() == absent
 
 
-@pytest.mark.one_end
 def test_a_group_with_members_for_a_megabyte_is_found(helper: HelperThatAsksIt, alice: OsUser) -> None:
     helper.start(users={"allow_groups": ["large"]})
     assert helper.client().ensure(alice.name)["reason"] == "not_in_group"
@@ -227,7 +224,6 @@ def test_a_directory_that_answers_with_what_no_user_may_be_starts_nothing(
     wait_for(lambda: len(children(helper.pid)) == 1, 5.0, "nobody but the gate")
 
 
-@pytest.mark.one_end
 def test_who_was_deleted_and_made_again_with_another_uid_gets_nothing_of_the_old_ones(
     helper: HelperThatAsksIt,
 ) -> None:

@@ -119,7 +119,6 @@ def worker_killed(helper: HelperUnderTest, client: ListenerClient, user: OsUser,
         mark.unlink(missing_ok=True)
 
 
-@pytest.mark.one_end
 def test_an_end_recorded_by_a_helper_that_was_killed_before_it_marked_it_is_not_recorded_again(
     helper: HelperUnderTest,
 ) -> None:
@@ -138,7 +137,6 @@ def test_an_end_recorded_by_a_helper_that_was_killed_before_it_marked_it_is_not_
 
 
 @pytest.mark.parametrize("ends", [[], ["exited"]], ids=["not recorded", "recorded"])
-@pytest.mark.one_end
 def test_a_start_that_a_killed_helper_had_not_recorded_has_no_end_either(
     helper: HelperUnderTest, ends: list[str]
 ) -> None:

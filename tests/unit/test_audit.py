@@ -14,6 +14,8 @@ from protocol.record import FIRST_PREV, Event, Peer, fault_in
 from root_helper.audit import AuditLog, AuditUnavailable
 from tests.lab.file_trees import in_private_mounts, mount
 
+pytestmark = pytest.mark.needs("root")
+
 START = Event(event="request", user="alice", op="ensure", request_id="r-1")
 HOSTILE = ["\n", "\r\n", '"}\n{"seq":1}', "\u2028", "\x85", "\x1b[2K", "\x7f", "\0", "\ud800", "\u202e", "x" * 5000]
 

@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_listener.confirms import Confirms, Message, Outcome
 from broker_listener.link import Lost
+
+pytestmark = pytest.mark.library
 
 TARGET = ("jobs", "new-work")
 

@@ -1,9 +1,12 @@
 """Acks in batches: whatever is settled in whatever order, the broker settles exactly that."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_listener.consuming import Settlements
+
+pytestmark = pytest.mark.library
 
 STEPS = st.lists(st.tuples(st.sampled_from(["ack", "give_back", "flush"]), st.integers(1, 14)), max_size=60)
 

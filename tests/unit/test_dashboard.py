@@ -18,6 +18,8 @@ from broker_listener.operator.__main__ import group
 from broker_listener.service import Service
 from tests.lab.prometheus import ETC, RULES, expressions, metrics_of
 
+pytestmark = pytest.mark.library
+
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that Prometheus itself gives each target."""
 

@@ -3,9 +3,13 @@
 import os
 from types import SimpleNamespace
 
+import pytest
+
 from root_helper.loop import Loop
 from root_helper.starts import Starts
 from root_helper.worker_process import WorkerProcess
+
+pytestmark = pytest.mark.library
 
 
 def test_the_end_of_a_pipe_that_another_worker_has_a_copy_of_is_not_taken_for_a_word_of_the_next_one() -> None:

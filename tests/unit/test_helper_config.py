@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "etc" / "helper.toml"
 URL = "amqp://knime-executor:s3cret@127.0.0.1:5672/%2F"
 SOMEBODY = 12345
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files that belong to root are root's to make")
+pytestmark = pytest.mark.needs("root")
 Load = Callable[[str], HelperConfig]
 
 

@@ -1,8 +1,12 @@
 """Whose messages count, and what becomes of the rest."""
 
+import pytest
+
 from broker_listener.host_exchange import EXPIRATION, HostExchange
 from broker_listener.host_messages import Beat, Hello, HostMessage, HostState, encode
 from broker_listener.properties import Properties, parse, short_lived
+
+pytestmark = pytest.mark.library
 
 MESSAGE = HostMessage("b", "0" * 16, 1, Beat(HostState.UP, 3, 0))
 

@@ -9,6 +9,8 @@ import pytest
 from broker_listener.__main__ import main as listener
 from root_helper.__main__ import _leave
 
+pytestmark = pytest.mark.library
+
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bytes]]:

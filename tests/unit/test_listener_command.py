@@ -1,6 +1,5 @@
 """The command knime-broker-listener up to the point where it would serve."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +48,7 @@ def test_a_missing_password_is_a_fault_that_says_where_it_belongs(configuration:
     assert "broker-password" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="says what root is told")
+@pytest.mark.needs("root")
 def test_it_refuses_to_serve_as_root(configuration: Path) -> None:
     done = run("--config", str(configuration), credentials=configuration.parent)
     assert done.returncode == 2

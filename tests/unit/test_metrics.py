@@ -24,6 +24,8 @@ from broker_listener.service import Service
 from broker_listener.snapshot import Snapshot
 from protocol import messages as m
 
+pytestmark = pytest.mark.library
+
 CHECKOUT = Path(__file__).parents[2]
 GET = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 

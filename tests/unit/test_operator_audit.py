@@ -17,6 +17,8 @@ from broker_listener.operator.audit_log.follow import following
 from broker_listener.operator.audit_log.records import Query, Reader, last_of, parse_time
 from protocol.record import FIRST_PREV, Event, Peer, sealed
 
+pytestmark = pytest.mark.library
+
 EVENTS = (
     Event(event="request", request_id="r-1", peer=Peer(997, 996, 302), op="ensure", user="Alice"),
     Event(event="started", request_id="r-1", user="Alice", os_user="alice", uid=1000, pid=4711),

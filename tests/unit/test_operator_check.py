@@ -27,7 +27,10 @@ from broker_listener.operator.configuration import Configuration, HelperKeys, Li
 from broker_listener.operator.listener_socket import Snapshot, decoded
 from tests.lab.check_faults import GRAVE, noting, unprovoked
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an installation is root's, and root's to make")
+pytestmark = [
+    pytest.mark.needs("root"),
+    pytest.mark.library,
+]
 
 SOUND_INI = f"""\
 -profileLocation

@@ -1,7 +1,6 @@
 """The predecessor's configuration becomes ours: every key of its manual, and what cannot be taken over is said."""
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from root_helper.config import HelperConfig
 from root_helper.config_file import _MSGQ
 from root_helper.config_rules import rule_faults
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the files are root's")
+pytestmark = [pytest.mark.needs("root"), pytest.mark.library]
 
 SECRET = "a:b@c/d,e%f é"
 DOCUMENTED = {  # as the file that it came with, every key in it

@@ -21,6 +21,8 @@ from broker_listener.operator.observing.verdict import Seen, mode, remarks
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.properties import Properties
 
+pytestmark = pytest.mark.library
+
 DEFAULTS = ListenerConfig()
 VALUE = "VALUE-THAT-IS-NOBODYS-BUSINESS"
 

@@ -25,6 +25,8 @@ from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.overview import Entry, Overview
 from broker_listener.operator.overview_page import page
 
+pytestmark = pytest.mark.library
+
 NOW = time.time()
 SIZES = [(80, 24), (80, 12), (80, 9), (200, 60), (110, 24)]
 LISTENER = Snapshot(

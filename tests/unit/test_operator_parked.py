@@ -30,6 +30,8 @@ from broker_listener.operator.parking.message import (
 from broker_listener.operator.parking.queue import PARKED
 from broker_listener.operator.parking.walk import Taken
 
+pytestmark = pytest.mark.library
+
 ROOM = 131052
 BODY = b'{"user": "alice"}'
 ORIGINAL = p.Properties({"message_id": b"\2m1", "delivery_mode": b"\1"}, [(b"canHandle", b"t\0")]).encode()

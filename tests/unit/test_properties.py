@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from broker_listener import properties as p
 
+pytestmark = pytest.mark.library
+
 SHORT = st.binary(max_size=255).map(lambda text: bytes([len(text)]) + text)
 NAMES = st.binary(max_size=20) | st.sampled_from([b"canHandle", b"CC", b"BCC", b"x-peruser-reason"])
 LONG = st.tuples(st.sampled_from([b"S", b"x", b"F", b"A"]), st.binary(max_size=50)).map(

@@ -77,6 +77,7 @@ async def three_looks(watcher: Readiness) -> None:
         await true(lambda seen=seen: watcher._snapshot_at != seen)
 
 
+@pytest.mark.needs("root")
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("reader", ["netlink", "tables"])
 def test_a_connection_is_found_with_its_uid_inode_and_peer(broker: Broker, address: str, reader: str) -> None:

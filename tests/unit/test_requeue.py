@@ -6,6 +6,8 @@ from broker_listener.consuming import Delivery
 from broker_listener.properties import Properties
 from broker_listener.requeue import may_give_back
 
+pytestmark = pytest.mark.library
+
 
 def delivery(headers: list[tuple[bytes, bytes]] | None = None, **fields: bytes) -> Delivery:
     return Delivery(1, 1, b"{}", Properties(fields, headers).encode(), True, "", "")

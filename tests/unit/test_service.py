@@ -9,6 +9,8 @@ import pytest
 from broker_listener.config import HelperConfig, ListenerConfig
 from broker_listener.service import Service
 
+pytestmark = pytest.mark.library
+
 
 def test_the_status_says_at_once_that_the_helper_is_there_or_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

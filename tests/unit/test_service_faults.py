@@ -10,6 +10,8 @@ import pytest
 from broker_listener.config import HelperConfig, ListenerConfig
 from broker_listener.service import Service
 
+pytestmark = pytest.mark.library
+
 
 def running(tmp_path: Path, check: Callable[[Service], Awaitable[None]]) -> None:
     async def within_deadline() -> None:

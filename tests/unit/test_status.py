@@ -24,6 +24,8 @@ from broker_listener.service import Service
 from broker_listener.status import StatusSocket
 from protocol import messages as m
 
+pytestmark = pytest.mark.library
+
 CHECKOUT = Path(__file__).parents[2]
 
 
