@@ -179,7 +179,7 @@ def _tried(*command: str) -> None:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, f"{command[0]} is not installed") from None
     if done.returncode:
-        raise PermissionError(errno.EPERM, (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+        raise PermissionError(errno.EPERM, (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0])
 
 
 if __name__ == "__main__":
