@@ -187,6 +187,7 @@ def test_a_workspace_of_the_predecessor_is_taken_over_with_its_group_and_content
     assert facts_of(old / "data") == content
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_missing_home_is_made_from_the_skeleton_and_is_private(tree: Path, user: OsUser) -> None:
     def check() -> None:
         skeleton = tree / "skel"
@@ -203,6 +204,7 @@ def test_a_missing_home_is_made_from_the_skeleton_and_is_private(tree: Path, use
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_home_one_directory_below_a_home_root_is_made_but_its_parent_is_not(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home = home_of(tree, user, under="staff")
@@ -241,6 +243,7 @@ def test_a_home_is_looked_at_with_the_users_rights_and_groups_and_not_with_roots
         ensure_home(account_of(user, gate / user.name), [])
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_home_whose_making_was_killed_midway_is_made_anew_by_the_next_start(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home, start = slow_home(tree, user)
@@ -257,6 +260,7 @@ def test_a_home_whose_making_was_killed_midway_is_made_anew_by_the_next_start(tr
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_home_that_an_orphaned_helper_still_makes_is_not_taken_for_half_made(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home, start = slow_home(tree, user)
@@ -275,6 +279,7 @@ def test_a_home_that_an_orphaned_helper_still_makes_is_not_taken_for_half_made(t
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_without_mkhomedir_helper_the_fault_names_the_package(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home = home_of(tree, user)
@@ -286,6 +291,7 @@ def test_without_mkhomedir_helper_the_fault_names_the_package(tree: Path, user: 
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_three_capabilities_suffice_for_all_of_it(tree: Path, user: OsUser) -> None:
     """CHOWN, SETUID and SETGID: what root can do by owning, and what the user can do, needs no others."""
 

@@ -132,6 +132,7 @@ def test_an_executor_outlives_every_deadline_of_its_start(helper: HelperUnderTes
     assert [record["event"] for record in helper.audit() if record["user"] == people.alice.name][-1] == "result"
 
 
+@pytest.mark.needs("trace")
 def test_the_temp_directory_is_locked_as_long_as_a_process_of_the_executor_lives(
     helper: HelperUnderTest, people: People
 ) -> None:
@@ -148,6 +149,7 @@ def test_the_temp_directory_is_locked_as_long_as_a_process_of_the_executor_lives
     os.close(temp)
 
 
+@pytest.mark.needs("trace")
 def test_an_executor_inherits_no_descriptor_signal_umask_or_session(helper: HelperUnderTest, people: People) -> None:
     helper.start()
     pid = started(helper, people.alice)
@@ -167,6 +169,7 @@ def test_an_executor_inherits_no_descriptor_signal_umask_or_session(helper: Help
     assert int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4]) == 0  # no controlling terminal
 
 
+@pytest.mark.needs("trace")
 def test_an_executors_environment_is_the_contract_and_no_more(helper: HelperUnderTest, people: People) -> None:
     helper.start(executor={"environment": {"SITE": "{os_user} of {uid}"}})
     pid = started(helper, people.alice)
@@ -203,11 +206,13 @@ def test_the_command_line_holds_the_arguments_and_no_secret(helper: HelperUnderT
     ]
 
 
+@pytest.mark.needs("trace")
 def test_a_prefix_runs_as_the_user_in_front_of_the_executor(helper: HelperUnderTest, people: People) -> None:
     helper.start(executor={"prefix": ["/usr/bin/env", "WRAPPED={knime_user}"]})
     assert environment_of(started(helper, people.alice))["WRAPPED"] == people.alice.name
 
 
+@pytest.mark.needs("keyring")
 def test_every_executor_has_a_session_keyring_of_its_own(helper: HelperUnderTest, people: People) -> None:
     """Root's session keyring would be shared by all users: keyctl(2), KEYCTL_GET_KEYRING_ID of -3."""
     report = "import ctypes; print(ctypes.CDLL(None).syscall({call}, 0, -3, 0), flush=True)"
@@ -467,6 +472,7 @@ def test_each_socket_answers_its_own_requests_only(helper: HelperUnderTest, peop
     assert {r["op"] for r in helper.audit() if r["reason"] == "not_permitted_here"} == {"stop", "drain", "ensure"}
 
 
+@pytest.mark.needs("trace")
 def test_two_names_of_one_account_start_at_once_and_share_nothing(helper: HelperUnderTest, people: People) -> None:
     helper.start(users={"map": {"k1": people.alice.name, "K2": people.alice.name}})
     client = helper.client()

@@ -17,6 +17,8 @@ from tests.lab.broker_node import BrokerNode
 from tests.lab.processes import wait_for
 from tests.lab.several_hosts import Host, SeveralHosts
 
+pytestmark = pytest.mark.needs("network namespace")
+
 
 @pytest.fixture
 def site(broker: BrokerNode) -> Iterator[SeveralHosts]:
@@ -195,6 +197,7 @@ def test_without_the_cluster_a_second_host_on_the_queue_does_no_harm(site: Sever
     assert all(host.status()["cluster"] is None for host in site.hosts)
 
 
+@pytest.mark.needs("time namespace")
 def test_clocks_an_hour_apart_make_no_difference(broker: BrokerNode) -> None:
     site = SeveralHosts(broker, clocks_ahead={1: 3600, 2: 86400})
     try:

@@ -18,7 +18,7 @@ from tests.lab.broker_node import BrokerNode
 from tests.lab.processes import wait_for
 from tests.lab.several_hosts import DEAD_AFTER, Host, SeveralHosts
 
-pytestmark = pytest.mark.nightly  # each takes its hosts, and some time-outs, their time
+pytestmark = [pytest.mark.nightly, pytest.mark.needs("network namespace")]
 EXCHANGE = "knime-peruser.hosts"
 
 

@@ -68,10 +68,14 @@ def promtool() -> Path:
 
 
 def _unpacked(directory: Path) -> Path:
-    load = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", "prometheus"]
-    done = subprocess.run(load, cwd=directory, capture_output=True, text=True, check=False)
-    packages = list(directory.glob("*.deb"))
-    if done.returncode or not packages:
-        raise CannotBeHad(f"{' '.join(load)}: {done.stderr.strip()}")
-    subprocess.run(["dpkg-deb", "--extract", packages[0], directory], check=True)
-    return directory / "usr/bin/promtool"
+    """Unpack the first package that has it: Debian 12 ships it with the server, Debian 13 in a package of its own."""
+    said = []
+    for package in ("promtool", "prometheus"):
+        load = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "--quiet", package]
+        done = subprocess.run(load, cwd=directory, capture_output=True, text=True, check=False)
+        said.append(f"{' '.join(load)}: {done.stderr.strip()}")
+        for archive in directory.glob(f"{package}_*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", archive, directory], check=True)
+        if (program := directory / "usr/bin/promtool").exists():
+            return program
+    raise CannotBeHad("; ".join(said))

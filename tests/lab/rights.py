@@ -80,6 +80,10 @@ def _loop_device() -> None:
         _tried("umount", str(directory))
 
 
+def _mount_namespace() -> None:
+    _tried("unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt")
+
+
 def _network_namespace() -> None:
     _tried("unshare", "--net", "true")
 
@@ -158,6 +162,7 @@ RIGHTS: Final[Mapping[str, Callable[[], None]]] = MappingProxyType(
     {
         "root": _root,
         "mount": _mount,
+        "mount namespace": _mount_namespace,
         "loop device": _loop_device,
         "network namespace": _network_namespace,
         "pid namespace": _pid_namespace,

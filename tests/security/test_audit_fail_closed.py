@@ -15,6 +15,8 @@ from tests.lab.file_trees import mount
 from tests.lab.helper_under_test import HelperUnderTest, state_of
 from tests.lab.processes import processes_of, wait_for
 
+pytestmark = pytest.mark.needs("mount")
+
 
 @pytest.fixture
 def disk(helper: HelperUnderTest) -> Iterator[Path]:

@@ -140,6 +140,7 @@ def test_a_peer_that_never_reads_costs_itself_its_answers_and_nobody_else_anythi
         assert helper.client().ensure(alice.name)["result"] == "running", "beside them"
 
 
+@pytest.mark.needs("trace")
 def test_a_traced_gate_that_is_killed_is_waited_for_and_then_there_is_another(
     helper: HelperUnderTest, alice: OsUser
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_traced_gate_that_is_killed_is_waited_for_and_then_there_is_another(
 
 
 @pytest.mark.parametrize("point", ["looking_up", "after_G"])
+@pytest.mark.needs("trace")
 def test_a_traced_worker_that_is_killed_keeps_its_user_locked_and_nobody_else(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser, point: str
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_traced_worker_that_is_killed_keeps_its_user_locked_and_nobody_else(
     wait_for(lambda: client.ensure(alice.name)["result"] == "started", 15.0, "a start afterwards")
 
 
+@pytest.mark.needs("trace")
 def test_an_executor_that_its_user_traces_to_its_end_keeps_that_user_waiting_and_takes_one_descriptor_at_most(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser
 ) -> None:
@@ -192,6 +195,7 @@ def test_an_executor_that_its_user_traces_to_its_end_keeps_that_user_waiting_and
     assert state_of(pid) == "X", "reaped"
 
 
+@pytest.mark.needs("freezer")
 def test_a_worker_that_cannot_be_killed_keeps_its_user_locked_until_it_has_ended(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser
 ) -> None:
@@ -213,6 +217,7 @@ def test_a_worker_that_cannot_be_killed_keeps_its_user_locked_until_it_has_ended
     assert sum(executed(process.pid) for process in processes_of([alice.uid])) == 1
 
 
+@pytest.mark.needs("freezer")
 def test_eight_workers_that_cannot_be_killed_leave_running_users_served_and_take_no_new_one(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser
 ) -> None:

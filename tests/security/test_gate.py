@@ -68,6 +68,7 @@ def unharmed(helper: HelperUnderTest, alice: OsUser) -> Iterator[HelperUnderTest
     assert helper.events(alice.name).count("started") == 1
 
 
+@pytest.mark.needs("trace")
 def test_the_gate_has_no_terminal_and_no_descriptor_of_roots(unharmed: HelperUnderTest) -> None:
     """Its own session, nothing on 0, 1 and 2, the two sockets; whatever else it has, it has opened itself."""
     gate = unharmed.gate_pid()
@@ -89,6 +90,7 @@ def test_the_gate_imports_from_where_root_does_and_nobody_but_root_can_write_the
     assert [fault for place in places if Path(place).exists() for fault in trusted_directory_faults(place)] == []
 
 
+@pytest.mark.needs("trace")
 def test_the_supervisor_has_one_thread_and_no_libzmq(unharmed: HelperUnderTest) -> None:
     maps = Path(f"/proc/{unharmed.pid}/maps").read_text()
     assert "zmq" not in maps
@@ -121,6 +123,7 @@ def network_sockets() -> set[str]:
     return found
 
 
+@pytest.mark.needs("trace")
 def test_the_gate_has_no_privilege_and_nothing_of_the_supervisors(unharmed: HelperUnderTest) -> None:
     gate = unharmed.gate_pid()
     facts = status_of(gate)

@@ -142,6 +142,7 @@ def test_a_workspace_of_root_is_refused_and_not_given_away(tree: Path, user: OsU
 
 
 @pytest.mark.parametrize("kind", ["another device", "the same device"])
+@pytest.mark.needs("mount namespace")
 def test_a_mount_point_in_place_of_the_workspace_is_refused_even_where_it_is_the_users(
     tree: Path, user: OsUser, kind: str
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_left_over_that_is_no_directory_is_unlinked_and_not_followed(tree: Pat
 
 
 @pytest.mark.parametrize("depth", ["at the top", "below"])
+@pytest.mark.needs("mount namespace")
 def test_a_mount_in_a_left_over_is_not_entered(tree: Path, user: OsUser, depth: str) -> None:
     def check() -> None:
         left_over = tree / "parent" / f".{user.name}.new"
@@ -428,6 +430,7 @@ def test_a_home_that_another_start_finished_in_the_meantime_is_not_removed_as_ha
     assert home.owner() == user.name
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_home_that_somebody_else_made_since_it_was_found_missing_is_neither_removed_nor_used_as_it_stands(
     tree: Path, user: OsUser
 ) -> None:
@@ -449,6 +452,7 @@ def test_a_home_that_somebody_else_made_since_it_was_found_missing_is_neither_re
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_start_that_is_killed_while_it_makes_sure_that_a_home_is_missing_locks_nobody_out(
     tree: Path, user: OsUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +478,7 @@ def test_a_start_that_is_killed_while_it_makes_sure_that_a_home_is_missing_locks
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_half_made_home_that_somebody_mounted_over_is_not_emptied(tree: Path, user: OsUser) -> None:
     def check() -> None:
         home = tree / "parent" / user.name
@@ -488,6 +493,7 @@ def test_a_half_made_home_that_somebody_mounted_over_is_not_emptied(tree: Path, 
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_full_disk_leaves_no_home_that_is_used_and_the_next_start_with_room_makes_it(
     tree: Path, user: OsUser
 ) -> None:
@@ -512,6 +518,7 @@ def test_a_full_disk_leaves_no_home_that_is_used_and_the_next_start_with_room_ma
 
 
 @pytest.mark.parametrize("short_of", ["inodes", "blocks"])
+@pytest.mark.needs("mount namespace")
 def test_a_full_file_system_makes_no_half_workspace_and_one_with_room_makes_it(
     tree: Path, user: OsUser, short_of: str
 ) -> None:
@@ -551,6 +558,7 @@ def test_a_user_over_quota_gets_no_workspace_and_one_when_there_is_room(
     assert (parent / user.name).owner() == user.name
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_file_system_without_acls_is_a_clear_failure_and_nothing_gets_the_name(tree: Path, user: OsUser) -> None:
     def check() -> None:
         mount("-t", "ramfs", "-o", "mode=0755", "none", tree / "parent")
@@ -565,6 +573,7 @@ def test_a_file_system_without_acls_is_a_clear_failure_and_nothing_gets_the_name
     in_private_mounts(check)
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_read_only_file_system_is_a_failure_for_a_new_and_none_for_a_right_workspace(
     tree: Path, user: OsUser, mallory: OsUser
 ) -> None:

@@ -17,6 +17,8 @@ from tests.lab.hanging_mount import hanging_mount
 from tests.lab.helper_under_test import HelperUnderTest, children, is_gone, names_in, status_of
 from tests.lab.processes import processes_of, wait_for
 
+pytestmark = pytest.mark.needs("mount namespace")
+
 SHORT = {"lookup_timeout": 1.0, "prepare_timeout": 1.5}
 FREE = 70001
 """A uid and gid that nobody has here."""

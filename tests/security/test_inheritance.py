@@ -96,6 +96,7 @@ def started(helper: HelperUnderTest, user: OsUser) -> int:
     return int(reply["pid"])
 
 
+@pytest.mark.needs("trace")
 def test_an_executor_of_a_helper_that_was_started_badly_inherits_none_of_it(
     helper: HelperFromAMess, alice: OsUser
 ) -> None:
@@ -174,6 +175,7 @@ else:
 """
 
 
+@pytest.mark.needs("keyring")
 def test_one_users_executor_cannot_read_the_keys_of_anothers(
     helper: HelperFromAMess, alice: OsUser, bob: OsUser
 ) -> None:
@@ -276,6 +278,7 @@ def test_what_a_user_puts_in_place_of_the_output_file_costs_that_users_start_alo
         assert (log.lstat().st_mode, log.stat().st_uid) == (0o100600, alice.uid)
 
 
+@pytest.mark.needs("trace")
 def test_nothing_is_imported_from_where_others_may_have_put_it(helper: HelperFromAMess, alice: OsUser) -> None:
     """CVE-2023-26031 in other words: working directory, PYTHON* variables, byte-code, what lies beside the launcher."""
     root = helper.installation.root

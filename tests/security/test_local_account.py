@@ -78,6 +78,7 @@ def test_nobody_but_root_signals_the_helper_its_gate_or_anothers_executor(
     assert {state_of(victim) for victim in pids} == {"S"}
 
 
+@pytest.mark.needs("trace")
 def test_the_executors_secret_is_in_no_log_no_state_file_and_on_no_command_line(
     helper: HelperUnderTest, laid_out: tuple[HelperUnderTest, OsUser, OsUser]
 ) -> None:

@@ -22,7 +22,7 @@ from root_helper.audit import AuditLog
 from root_helper.executors import Executor, boot_id
 from tests.lab.accounts import OsUser
 from tests.lab.helper_under_test import HelperUnderTest, helper_under_test, is_gone, names_in
-from tests.lab.kernel_events import Execution, KernelEvents, NotToBeHad
+from tests.lab.kernel_events import Execution, KernelEvents
 from tests.lab.listener_client import ListenerClient
 from tests.lab.processes import wait_for
 
@@ -50,12 +50,10 @@ def helper() -> Iterator[HelperUnderTest]:
 
 @pytest.fixture
 def kernel() -> KernelEvents:
-    try:
-        return KernelEvents()
-    except NotToBeHad as error:
-        pytest.skip(str(error))
+    return KernelEvents()
 
 
+@pytest.mark.needs("process events")
 def test_every_process_that_ran_as_a_user_has_one_started_and_every_start_one_result_in_the_right_order(
     helper: HelperUnderTest, kernel: KernelEvents
 ) -> None:

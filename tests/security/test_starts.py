@@ -145,6 +145,7 @@ def paused_between_r_and_g(helper: HelperUnderTest, user: OsUser) -> tuple[int, 
     return worker, helper.pid
 
 
+@pytest.mark.needs("trace")
 def test_a_worker_killed_between_r_and_g_is_a_failed_start(helper: HelperUnderTest, alice: OsUser) -> None:
     """What it said and its end come in one round of the poll loop."""
     helper.start(stop_points=True)
@@ -161,6 +162,7 @@ def test_a_worker_killed_between_r_and_g_is_a_failed_start(helper: HelperUnderTe
     starts_afterwards(helper, alice)
 
 
+@pytest.mark.needs("trace")
 def test_a_supervisor_killed_between_r_and_g_leaves_no_process(helper: HelperUnderTest, alice: OsUser) -> None:
     helper.start(stop_points=True)
     helper.stop_next_worker("before_R")

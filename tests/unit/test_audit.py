@@ -297,6 +297,7 @@ def test_an_anchor_is_told_at_start_at_rotation_and_every_thousand_records(
     assert caplog.records[-1].getMessage().split()[2] == chain_of(tmp_path)[-1]["hash"]
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_full_disk_takes_no_half_record_and_keeps_the_ends(tmp_path: Path) -> None:
     """On a tmpfs of three pages: a record either fits or leaves nothing."""
 
@@ -320,6 +321,7 @@ def test_a_full_disk_takes_no_half_record_and_keeps_the_ends(tmp_path: Path) -> 
     assert later == ["log_failed", "exited", "exited", "exited"]
 
 
+@pytest.mark.needs("mount namespace")
 def test_a_read_only_file_system_is_said_at_once(tmp_path: Path) -> None:
     def scenario() -> str:
         mount("-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path)

@@ -57,7 +57,7 @@ def test_skipped_ids_are_those_that_pytest_takes(report: Report) -> None:
 
 
 def test_a_run_that_wrote_no_report_counts_nothing(tmp_path: Path) -> None:
-    """pytest that ended before its report leaves the counts as they were; its exit status is the failure."""
+    """Pytest that ended before its report leaves the counts as they were; its exit status is the failure."""
     made = Report()
     made.add(tmp_path / "absent.xml")
     assert made == Report()
