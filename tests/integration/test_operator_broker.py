@@ -1,6 +1,5 @@
 """The operator's connection against a real broker: what it answers, what it takes, and what it never changes."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,10 +20,9 @@ PARKED = "knime-jobs.parked"
 
 @pytest.fixture
 def vhost(broker: BrokerNode) -> Iterator[str]:
-    name = f"operator-{os.urandom(4).hex()}"
-    broker.add_vhosts([name])
+    name = broker.vhosts.take()
     yield name
-    broker.ctl("delete_vhost", name)
+    broker.vhosts.give_back(name)
 
 
 @pytest.fixture

@@ -314,7 +314,9 @@ def test_a_connection_that_is_lost_ends_a_retry_that_says_how_far_it_came(quiet:
     park(listener, *bodies)
     process = operators_command.started(quiet.installation, "parked", "retry", "--all", "--yes")
     wait_for(lambda: quiet.server.depth("knime-jobs") > 0, 30.0, "the first job")
+    process.send_signal(signal.SIGSTOP)  # rabbitmqctl takes seconds, in which it would come to its end
     quiet.broker.ctl("close_all_user_connections", quiet.broker.listener.name, "a test")
+    process.send_signal(signal.SIGCONT)
     told = ended(process)
     assert told.status == 3
     assert "had been retried; nothing is lost" in told.err

@@ -135,10 +135,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def a_vhost(broker: BrokerNode) -> Iterator[str]:
-    name = f"parked-{os.urandom(4).hex()}"
-    broker.add_vhosts([name])
+    name = broker.vhosts.take()
     yield name
-    broker.ctl("delete_vhost", name)
+    broker.vhosts.give_back(name)
 
 
 @pytest.fixture(scope="module")

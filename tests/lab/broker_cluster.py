@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab.broker_node import BrokerAccount, BrokerNode
+from tests.lab.vhosts import Vhosts
 
 
 class BrokerCluster:
@@ -19,6 +20,7 @@ class BrokerCluster:
         self.nodes = [first, *others]
         self.port = first.port
         self.server, self.listener, self.executors = first.server, first.listener, first.executors
+        self.vhosts = Vhosts(self)
 
     def create(self) -> None:
         """Write the files of all nodes; start nothing yet."""

@@ -21,6 +21,7 @@ from typing import Final
 from urllib.parse import quote
 
 from tests.lab.processes import ReadinessSocket, end, process_id, start
+from tests.lab.vhosts import Vhosts
 
 RABBITMQ: Final = Path("/usr/lib/rabbitmq/bin")
 JOBS_EXCHANGE: Final = "knime-server2executorknime-jobs"
@@ -59,6 +60,7 @@ class BrokerNode:
             self.server, self.listener, self.executors = beside.server, beside.listener, beside.executors
             self._epmd_port, self._cookie = beside._epmd_port, beside._cookie
         self.log = directory / "log" / "node.log"
+        self.vhosts = Vhosts(self)
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
 

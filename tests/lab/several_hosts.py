@@ -6,7 +6,6 @@ host over a way that can be cut. A host can be killed whole: daemons, executors,
 
 import json
 import os
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -90,7 +89,8 @@ class SeveralHosts:
     def __init__(self, broker: BrokerNode, count: int = 3, clocks_ahead: Mapping[int, int] | None = None) -> None:
         self._undo = ExitStack()
         self.broker = broker
-        self.vhost = f"hosts-{secrets.token_hex(4)}"
+        self.vhost = broker.vhosts.take()
+        self._undo.callback(broker.vhosts.give_back, self.vhost)
         prefix = run_prefix()
         names = [chr(ord("a") + number) for number in range(count)]
         self.hosts = [
@@ -119,8 +119,6 @@ class SeveralHosts:
         for host in self.hosts:
             self._undo.callback(host.helper.stop)
             self._undo.callback(host.listener.stop)
-        self._undo.callback(self.broker.ctl, "delete_vhost", self.vhost)
-        self.broker.add_vhosts([self.vhost])
         self.server = SimulatedServer(self.broker.server.at(self.broker.port, self.vhost))
         self._undo.callback(self.server.close)
 

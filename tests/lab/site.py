@@ -4,7 +4,6 @@ Nothing is started until it is asked for. ``remove`` takes everything back, also
 broker, which other sites share, goes on.
 """
 
-import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +25,8 @@ class Site:
     def __init__(self, broker: BrokerNode) -> None:
         self._undo = ExitStack()
         self.broker = broker
-        self.vhost = f"site-{secrets.token_hex(4)}"
+        self.vhost = broker.vhosts.take()
+        self._undo.callback(broker.vhosts.give_back, self.vhost)
         self.installation = Installation(LAB / f"kpr-{self.vhost}", broker, self.vhost)
         self.accounts = Accounts(self.installation.homes, run_prefix())
         self.helper = Daemon(self.installation, "helper")
@@ -42,8 +42,6 @@ class Site:
         self._undo.callback(self.helper.stop)
         self._undo.callback(self.listener.stop)
         self.installation.create()
-        self._undo.callback(self.broker.ctl, "delete_vhost", self.vhost)
-        self.broker.add_vhosts([self.vhost])
         self.server = SimulatedServer(self.broker.server.at(self.broker.port, self.vhost))
         self._undo.callback(self.server.close)
 
