@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.lab.access import acls
 from tests.lab.booted_site import HELPER, BootedSite
 from tests.lab.ldap import ANALYSTS, EVERYBODY, uid
 from tests.lab.processes import wait_for
 
 
+@pytest.mark.both_debians
 def test_from_boot_to_the_first_job_of_a_user_of_the_directory_who_has_no_home(site: BootedSite) -> None:
     """Who never logged in gets home, workspace, temp directory and an executor of its own, as itself."""
     (user,) = site.fresh_users(1)

@@ -10,6 +10,7 @@ from tests.lab.ldap import uid
 from tests.lab.processes import wait_for
 
 
+@pytest.mark.both_debians
 @pytest.mark.parametrize("unit", [HELPER, LISTENER])
 def test_a_restart_under_load_loses_no_job_and_ends_no_executor(site: BootedSite, unit: str) -> None:
     users = site.fresh_users(5)
@@ -45,6 +46,7 @@ def runs_anew(site: BootedSite, old: int) -> bool:
     return site.main_pid(HELPER) not in {0, old} and site.show(HELPER, "ActiveState") == "active"
 
 
+@pytest.mark.both_debians
 def test_a_killed_helpers_fifty_executors_are_all_adopted_whatever_became_of_its_state_files(site: BootedSite) -> None:
     """Three times over, the state files whole, then emptied, cut or filled with nonsense, then gone."""
     users = site.directory.names[100:150]
@@ -148,6 +150,7 @@ def test_stopping_the_slice_ends_all_executors_in_good_order(site: BootedSite) -
     assert site.jobs_of(users, seconds=60).keys() == set(users)
 
 
+@pytest.mark.both_debians
 def test_after_a_reboot_the_jobs_that_ran_or_were_queued_run(site: BootedSite) -> None:
     """Both units are enabled; what the boot before left in the state directory is no executor."""
     known, unknown = site.fresh_users(2)

@@ -24,6 +24,7 @@ def named_in_status(site: BootedSite, unit: str, *words: str) -> None:
     wait_for(named, 10, f"{words} in the status of {unit}")
 
 
+@pytest.mark.both_debians
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_daemon_whose_loop_stands_still_is_restarted_by_the_watchdog_and_executors_live_on(
     site: BootedSite, unit: str
@@ -50,6 +51,7 @@ def test_daemons_that_do_their_work_are_never_restarted_by_the_watchdog(site: Bo
         wait_for(lambda: [site.main_pid(unit) for unit in UNITS] != pids, 7, "no restart")
 
 
+@pytest.mark.both_debians
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_bad_configuration_ends_with_2_is_named_in_the_status_and_is_not_tried_again(
     site: BootedSite, unit: str
@@ -64,6 +66,7 @@ def test_a_bad_configuration_ends_with_2_is_named_in_the_status_and_is_not_tried
         wait_for(lambda: site.show(unit, "NRestarts") != restarts, 2.5, "no restart")
 
 
+@pytest.mark.both_debians
 @pytest.mark.parametrize(("unit", "credential"), [(HELPER, "executor-msgq"), (LISTENER, "broker-password")])
 def test_an_absent_credential_is_named_in_the_status(site: BootedSite, unit: str, credential: str) -> None:
     path = f"/etc/knime-peruser/{credential}"
@@ -97,6 +100,7 @@ def test_a_crash_loop_does_not_leave_the_host_dead(site: BootedSite) -> None:
     assert site.job(other)["uid"] == uid(other)
 
 
+@pytest.mark.both_debians
 def test_units_wait_for_network_users_remote_files_and_the_broker_and_say_what_they_do(site: BootedSite) -> None:
     """In the order of a boot, nor has systemd anything against what stands in them: systemd-analyze(1), verify."""
     after = {"network-online.target", "nss-user-lookup.target"}

@@ -17,6 +17,7 @@ BEFORE = (THIS_TREE, *own_package.last_releases())
 HIGHER = "999-1"
 
 
+@pytest.mark.both_debians
 @pytest.mark.parametrize("before", BEFORE)
 def test_an_upgrade_under_load_loses_no_job_and_ends_no_executor_and_both_daemons_run_the_new_code(
     site: BootedSite, tmp_path: Path, before: str

@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from root_helper.requests import VOCABULARY, Channel  # noqa: E402
-from tests.unit.test_architecture import AS_ROOT, GATE, code_lines, source  # noqa: E402
+from tests.lab.sources import AS_ROOT, GATE, code_lines, source  # noqa: E402
 
 SECURITY = ROOT / "SECURITY.md"
 UNIT = ROOT / "systemd" / "knime-root-helper.service"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from tests.unit.test_architecture import HELPER, PROTOCOL  # noqa: E402
+from tests.lab.sources import HELPER, PROTOCOL  # noqa: E402
 
 REVIEW = ROOT / "SECURITY-REVIEW.md"
 BESIDE = [
