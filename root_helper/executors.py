@@ -51,17 +51,15 @@ class Executor:
 class Stat(NamedTuple):
     """What /proc/PID/stat says: proc(5)."""
 
-    state: bytes
+    ended: bool
+    """No thread runs. The first one can end, and is shown as a zombie, while others go on."""
+    parent: int
     session: int
-    flags: int
+    executed: bool
+    """It called execve since it was forked."""
     start_time: int
     cpu: float
     """Seconds that it and the children that it waited for have used."""
-
-    @property
-    def executed(self) -> bool:
-        """Tell whether the process called execve since it was forked."""
-        return not self.flags & _FORKNOEXEC
 
 
 def stat_of(pid: int) -> Stat | None:
@@ -71,8 +69,9 @@ def stat_of(pid: int) -> Stat | None:
             fields = file.read().rpartition(b")")[2].split()  # the name before it can hold anything
     except (FileNotFoundError, ProcessLookupError):
         return None
+    ended = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
     used = sum(map(int, fields[11:15])) / TICKS
-    return Stat(fields[0], int(fields[3]), int(fields[6]), int(fields[19]), used)
+    return Stat(ended, int(fields[1]), int(fields[3]), not int(fields[6]) & _FORKNOEXEC, int(fields[19]), used)
 
 
 def boot_id() -> str:
@@ -83,13 +82,16 @@ def boot_id() -> str:
 
 def uid_of(pid: int) -> int | None:
     """Give the uid that all four ids of a process are, None where it is gone or they differ."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            line = next(line for line in file if line.startswith(b"Uid:"))
-    except (FileNotFoundError, ProcessLookupError, StopIteration):
-        return None
-    uids = {int(uid) for uid in line.split()[1:]}
+    uids = set(_status_of(pid, b"Uid:"))
     return uids.pop() if len(uids) == 1 else None
+
+
+def _status_of(pid: int, name: bytes) -> list[int]:
+    """Return the numbers of a line of /proc/PID/status, none if the process is gone."""
+    gone = (FileNotFoundError, ProcessLookupError, StopIteration)
+    with contextlib.suppress(*gone), open(f"/proc/{pid}/status", "rb") as file:
+        return next([int(number) for number in line.split()[1:]] for line in file if line.startswith(name))
+    return []
 
 
 def scope_facts(user: str, os_user: str, uid: int) -> dict[str, object]:
@@ -100,9 +102,14 @@ def scope_facts(user: str, os_user: str, uid: int) -> dict[str, object]:
 
 
 def has_process(executor: Executor) -> bool:
-    """Tell whether its main process is there, if only as a zombie, which stays as long as somebody traces it."""
+    """Return True if its main process runs, or is a zombie that somebody will let go: our own child, or a traced one.
+
+    Any other zombie is its parent's, and a container's PID 1 may never wait for it.
+    """
     stat = stat_of(executor.pid)
-    return stat is not None and stat.start_time == executor.start_time and executor.boot_id == boot_id()
+    if stat is None or stat.start_time != executor.start_time or executor.boot_id != boot_id():
+        return False
+    return not stat.ended or stat.parent == os.getpid() or any(_status_of(executor.pid, b"TracerPid:"))
 
 
 def signalled(executor: Executor, number: int) -> Iterator[bool]:
@@ -150,9 +157,9 @@ def _is_of_another_time(executor: Executor) -> bool:
 
 
 def _is_member(pid: int, executor: Executor) -> bool:
-    """Look at the facts; a zombie holds nothing any more."""
+    """Look at the facts; a process that has ended holds nothing, even if its zombie stays."""
     stat = stat_of(pid)
-    if stat is None or stat.state in {b"Z", b"X"} or (executor.scope is None and stat.session != executor.pid):
+    if stat is None or stat.ended or (executor.scope is None and stat.session != executor.pid):
         return False
     return uid_of(pid) == executor.uid
 
@@ -243,8 +250,7 @@ class Registry:
     def _is_it(self, executor: Executor) -> bool:
         """Tell whether it runs; a worker whose supervisor was killed before ``G`` is none, and will be seen off."""
         stat = stat_of(executor.pid)
-        executed = stat is not None and stat.executed
-        return executed and has_process(executor) and uid_of(executor.pid) == executor.uid
+        return stat is not None and stat.executed and has_process(executor) and uid_of(executor.pid) == executor.uid
 
     def _saved(self) -> Iterator[Executor]:
         for name in sorted(os.listdir(self._directory)):

@@ -30,14 +30,14 @@ class ProcessId:
     started: int
 
     def alive(self) -> bool:
-        """Say whether this very process still runs; one that ended and was not yet waited for does not."""
-        state, started = _stat(self.pid) or ("Z", 0)
-        return started == self.started and state not in "ZX"
+        """Return True if this very process runs; so does one of which only the first thread has ended."""
+        state, threads, started = _stat(self.pid) or ("X", 0, 0)
+        return started == self.started and (state not in "ZX" or threads > 1)
 
 
 def process_id(pid: int) -> ProcessId:
     """Give the identity of a process that runs now."""
-    _, started = _stat(pid) or ("Z", 0)
+    _, _, started = _stat(pid) or ("X", 0, 0)
     return ProcessId(pid, started)
 
 
@@ -164,9 +164,10 @@ def _primary_group(user: str) -> str:
     return subprocess.run(["id", "-g", user], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """Return state, number of threads and start time."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return fields[0], int(fields[19])
+    return fields[0], int(fields[17]), int(fields[19])
