@@ -104,6 +104,30 @@ def listener_status(site: Site) -> dict[str, Any]:
     return told
 
 
+def held_jobs(site: Site) -> dict[str, str]:
+    """Return how many jobs the listener holds for each user, with the user's state and the reason that it gives."""
+    told = listener_status(site)
+    held = {
+        user["user"]: f"{user['held']} held, {user['state']}, reason {user['reason']}"
+        for user in told["users"]
+        if user["held"]
+    }
+    others = told["held"]["jobs"] - sum(user["held"] for user in told["users"])
+    return {**held, "(no user)": f"{others} held, of these {told['under_way']} under way"} if others else held
+
+
+def queued_jobs(site: Site, seconds: float) -> dict[str, tuple[int, int]]:
+    """Wait until no queue has messages; return those that have, each with how many are ready and how many not acked."""
+    columns = ("name", "messages_ready", "messages_unacknowledged")
+    end = time.monotonic() + seconds
+    while True:
+        lines = site.broker.ctl("list_queues", "-p", site.vhost, "--no-table-headers", *columns).splitlines()
+        rows = [line.split("\t") for line in lines]
+        left = {name: (int(ready), int(unacked)) for name, ready, unacked in rows if (ready, unacked) != ("0", "0")}
+        if not left or time.monotonic() > end:
+            return left
+
+
 def install_light_executor(installation: Installation, **settings: object) -> None:
     """Have users' executors be those of ``simulated_knime/light.py``."""
     program = CHECKOUT / "tests/simulated_knime/light.py"
