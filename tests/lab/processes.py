@@ -84,20 +84,30 @@ def end(process: ProcessId, *, grace: float = 15.0, by: signal.Signals = signal.
 
 
 def processes_of(uids: Sequence[int]) -> Iterator[ProcessId]:
-    """Return the live processes whose real uid is one of these: for the accounts that were made for a run.
+    """Return the live processes whose real uid is one of these: for the accounts that were made for a run."""
+    for entry in own_namespace():
+        with suppress(OSError):
+            found = process_id(int(entry.name))
+            if int(status_words(entry, "Uid")[0]) in uids and found.alive():
+                yield found
 
-    Processes of a nested PID namespace are left alone: a container's uids are another run's accounts. NSpid
-    (proc_pid_status(5)) holds one pid for each namespace from ours down to the process's own.
+
+def own_namespace() -> Iterator[Path]:
+    """Return the directory in /proc of each process, without those of a nested PID namespace.
+
+    A container's accounts, programs and uids are another run's, whatever they are called.
     """
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
         with suppress(OSError):
-            status = (entry / "status").read_text(encoding="utf-8", errors="replace")
-            found = process_id(int(entry.name))
-            real_uid, pids = (status.partition(f"\n{name}:")[2].partition("\n")[0].split() for name in ("Uid", "NSpid"))
-            if int(real_uid[0]) in uids and len(pids) == 1 and found.alive():
-                yield found
+            # NSpid (proc_pid_status(5)): a pid for each namespace from ours down to the process's own; not everywhere.
+            if entry.name.isdigit() and len(status_words(entry, "NSpid")) <= 1:
+                yield entry
+
+
+def status_words(entry: Path, name: str) -> list[str]:
+    """Return the words of a line of a process's ``status``."""
+    status = (entry / "status").read_text(encoding="utf-8", errors="replace")
+    return status.partition(f"\n{name}:")[2].partition("\n")[0].split()
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:

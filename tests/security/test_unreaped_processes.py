@@ -105,6 +105,7 @@ def test_a_child_that_an_ended_executor_left_as_a_zombie_makes_room(helper: Help
     assert state_of(child) == "Z"
 
 
+@pytest.mark.needs("trace")
 def test_an_adopted_zombie_that_another_account_traces_waits_for_it(
     helper: HelperUnderTest, alice: OsUser, bob: OsUser
 ) -> None:
