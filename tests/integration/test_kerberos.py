@@ -69,8 +69,8 @@ def test_an_executor_has_a_ticket_of_its_own_user_obtained_after_the_drop(
     reply = helper.client().ensure(alice.name)
     assert reply["result"] == "started", helper.log.read_text()
     workspace = helper.installation.workspace(alice)
-    wait_for(lambda: children(reply["pid"]) and (workspace / "cache").exists(), 10.0, "the executor below k5start")
-    wait_for(lambda: status_of(children(reply["pid"])[0])["Name"] == ["sleep"], 5.0, "the executor at work")
+    wait_for(lambda: children(reply["pid"]) and (workspace / "cache").exists(), 30.0, "the executor below k5start")
+    wait_for(lambda: status_of(children(reply["pid"])[0])["Name"] == ["sleep"], 30.0, "the executor at work")
     wrapper, executor = reply["pid"], children(reply["pid"])[0]
     for pid in (wrapper, executor):
         facts = status_of(pid)
@@ -84,7 +84,7 @@ def test_an_executor_has_a_ticket_of_its_own_user_obtained_after_the_drop(
     assert (cache.stat().st_uid, cache.stat().st_mode & 0o777) == (alice.uid, 0o600)
     assert f"krbtgt/{REALM}" in klist(realm, alice, f"FILE:{cache}")
     helper.operator("stop", user=alice.name)
-    wait_for(lambda: not any(processes_of([alice.uid])), 10.0, "the end of both")
+    wait_for(lambda: not any(processes_of([alice.uid])), 30.0, "the end of both")
 
 
 def test_without_a_keytab_of_its_own_a_user_has_no_executor_and_others_have(

@@ -180,7 +180,7 @@ def test_a_listener_that_is_stopped_leaves_what_it_held_in_the_queue(running_sit
     site.installation.configure_knime(start_time=30.0)
     alice = site.accounts.user("alice")
     jobs = [site.server.publish(alice.name) for _ in range(5)]
-    wait_for(lambda: processes_as(alice), 10, "an executor")
+    wait_for(lambda: processes_as(alice), 30, "an executor")
     assert site.listener.stop() == 0
     assert site.server.depth() == len(jobs)
 
@@ -266,7 +266,7 @@ def as_delivered(site: Site, properties: bytes) -> bytes:
     channel = site.server.channel
     queue = channel.queue_declare("", exclusive=True).method.queue
     channel.basic_publish("", queue, b"", Raw(properties))
-    wait_for(lambda: channel.queue_declare(queue, passive=True).method.message_count, 5, "the message")
+    wait_for(lambda: channel.queue_declare(queue, passive=True).method.message_count, 30, "the message")
     _, delivered, _ = channel.basic_get(queue, auto_ack=True)
     return b"".join(delivered.encode())
 

@@ -56,7 +56,7 @@ def test_what_is_not_there_is_none_and_what_may_not_be_asked_is_refused(listener
 
 def test_rights_are_told_without_taking_or_publishing_anything(listener: Session, server: SimulatedServer) -> None:
     server.publish("alice")
-    wait_for(lambda: server.depth() == 1, 5.0, "the job in the queue")
+    wait_for(lambda: server.depth() == 1, 30.0, "the job in the queue")
     assert listener.may_consume("knime-jobs")
     assert listener.may_publish(JOBS_EXCHANGE)
     assert listener.may_publish("")
@@ -82,7 +82,7 @@ def test_a_message_is_taken_published_with_the_same_bytes_and_settled(
 ) -> None:
     listener.declare_queue_as(PARKED, {"x-max-length-bytes": 2**30, "x-overflow": "reject-publish"})
     server.publish("alice", headers={"odd": -5}, expiration="60000")
-    wait_for(lambda: server.depth() == 1, 5.0, "the job in the queue")
+    wait_for(lambda: server.depth() == 1, 30.0, "the job in the queue")
     taken = listener.get("knime-jobs")
     assert taken is not None
     listener.publish("", PARKED, taken.body, taken.properties)
@@ -97,7 +97,7 @@ def test_what_no_queue_takes_is_an_error_and_what_was_taken_is_still_there(
     listener: Session, server: SimulatedServer
 ) -> None:
     server.publish("alice")
-    wait_for(lambda: server.depth() == 1, 5.0, "the job in the queue")
+    wait_for(lambda: server.depth() == 1, 30.0, "the job in the queue")
     taken = listener.get("knime-jobs")
     assert taken is not None
     with pytest.raises(NotTaken):

@@ -54,7 +54,7 @@ class Checked:
     def __init__(self, site: Site, node: ManagedBroker) -> None:
         self.site, self.node, self.installation = site, node, site.installation
         held = self.installation
-        shutil.copytree(PROFILE, held.etc / "profiles")
+        self.install_profile()
         ini = f"-profileLocation\n{held.etc}/profiles\n-profileList\nper-user\n-vmargs\n-Xmx1m\n"
         (held.knime_home / "knime.ini").write_text(f"{ini}-Dorg.knime.core.maxThreads=2\n")
         self.set_delay("30")
@@ -85,6 +85,13 @@ class Checked:
             except RuntimeError:
                 daemon.start()
         wait_for(self.listener_is_there, 20.0, "the listener at the broker")
+
+    def install_profile(self) -> None:
+        """Copy the profile with modes of its own: in the checkout they are those of the umask of who cloned it."""
+        profiles = self.installation.etc / "profiles"
+        shutil.copytree(PROFILE, profiles)
+        for path in (profiles, *profiles.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
     def set_delay(self, minutes: str) -> None:
         with (self.installation.knime_home / "knime.ini").open("a") as ini:
@@ -279,7 +286,7 @@ def test_a_consumer_of_this_host_that_is_nobodys_is_named_with_its_uid(sound: Ch
         try:
             assert consumer.stdout is not None
             assert consumer.stdout.readline() == b"up\n"
-            wait_for(lambda: "broker.consumers_here" in sound.wrong(), 15.0, "the consumer in the interface's figures")
+            wait_for(lambda: "broker.consumers_here" in sound.wrong(), 30.0, "the consumer in the interface's figures")
             level, seen = sound.wrong()["broker.consumers_here"]
         finally:
             consumer.kill()
@@ -333,7 +340,7 @@ def test_a_url_with_which_executors_get_no_jobs_is_named(sound: Checked) -> None
 def test_a_parked_message_and_a_parked_queue_that_somebody_else_made_are_named(sound: Checked) -> None:
     parked = "knime-jobs.parked"
     sound.site.server.channel.basic_publish("", parked, b"not a job")
-    wait_for(lambda: "broker.parked" in sound.wrong(), 10.0, "the parked message")
+    wait_for(lambda: "broker.parked" in sound.wrong(), 30.0, "the parked message")
     assert sound.wrong()["broker.parked"] == ("warning", f"1 messages are parked in {parked}")
     sound.site.listener.stop()
     with_channel(sound, ("queue_delete", {"queue": parked}), ("queue_declare", {"queue": parked, "durable": True}))

@@ -69,7 +69,7 @@ def test_stop_waits_for_one_that_ignores_sigterm_and_gives_up_when_it_was_told_t
     helper.start(limits={"stop_grace": 2.0})
     helper.program_of(alice, "trap '' TERM; echo ready >\"$PWD/ready\"; while :; do sleep 1000; done")
     (pid,) = started(helper, alice)
-    wait_for((helper.installation.workspace(alice) / "ready").exists, 5.0, "the executor ignores SIGTERM")
+    wait_for((helper.installation.workspace(alice) / "ready").exists, 30.0, "the executor ignores SIGTERM")
     gave_up = said(helper, "stop", alice.name, "--timeout", "0.2", "--json")
     assert (gave_up.status, gave_up.json["result"]) == (1, "still_running")
     assert not is_gone(pid)
@@ -128,13 +128,13 @@ def test_drain_waits_for_a_start_that_was_on_its_way_when_it_began(helper: Helpe
     reached = helper.stop_next_worker("before_R")
     client = helper.client()
     client.send(op="ensure", user=alice.name)
-    wait_for(reached.exists, 5.0, "the worker stands still")
+    wait_for(reached.exists, 30.0, "the worker stands still")
     early = said(helper, "drain", "--wait", "--timeout", "0.3", "--json")
     assert (early.status, early.json["executors"]) == (1, [])
     (worker,) = helper.workers()
     waiting = operators_command.started(helper.installation, "drain", "--wait")
     os.kill(worker, signal.SIGCONT)
-    wait_for(lambda: helper.operator("list", after="")["executors"], 5.0, "the executor runs")
+    wait_for(lambda: helper.operator("list", after="")["executors"], 30.0, "the executor runs")
     assert waiting.poll() is None
     assert said(helper, "stop", alice.name).status == 0
     assert ended(waiting, 20.0).status == 0

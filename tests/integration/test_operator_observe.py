@@ -51,14 +51,14 @@ class Executors:
             )
             self._undo.callback(process.wait)
             self._undo.callback(process.kill)
-        wait_for(lambda: self._consumers() == len(users), 15.0, "the executors at the queue")
+        wait_for(lambda: self._consumers() == len(users), 30.0, "the executors at the queue")
 
     def _consumers(self) -> int:
         return int(self.site.server.channel.queue_declare("knime-jobs", passive=True).method.consumer_count)
 
     def stop(self) -> None:
         self._undo.close()
-        wait_for(lambda: self._consumers() == 0, 15.0, "the end of the executors")
+        wait_for(lambda: self._consumers() == 0, 30.0, "the end of the executors")
         self.site.server.channel.queue_purge("knime-jobs")
 
 

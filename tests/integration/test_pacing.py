@@ -55,12 +55,12 @@ def test_jobs_that_others_put_back_before_and_after_their_executor_is_up_run_onc
         crowd.start()
         user = site.accounts.user("alice").name
         publish(site, user, 50)
-        wait_for(lambda: listener_status(site)["held"]["jobs"] == 50, 10, "all jobs held")
+        wait_for(lambda: listener_status(site)["held"]["jobs"] == 50, 30, "all jobs held")
         before = crowd.returned
         assert share_of_a_core(site.listener.pid, 0.5) < 0.2
         assert crowd.returned == before, "jobs go round while their executor starts"
         assert ran(site, "j", 50) == Counter({f"j{number}": 1 for number in range(50)})
-        wait_for(lambda: site.server.depth() == 0, 10, "an empty queue")
+        wait_for(lambda: site.server.depth() == 0, 30, "an empty queue")
     finally:
         crowd.end()
 

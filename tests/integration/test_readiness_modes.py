@@ -19,7 +19,7 @@ def first_job(site: Site) -> float:
     site.server.publish_raw(body, pika.BasicProperties(headers={"canHandle": False}))
     ledger = Ledger(site.installation.workspaces)
     wait_for(lambda: ledger.update()["first"] == 1, 30, "the first job")
-    wait_for(lambda: listener_status(site)["held"]["jobs"] == 0, 10, "nothing held")
+    wait_for(lambda: listener_status(site)["held"]["jobs"] == 0, 30, "nothing held")
     return ledger.runs[0].at - began
 
 

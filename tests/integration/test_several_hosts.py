@@ -93,7 +93,7 @@ def test_each_host_in_turn_is_drained_and_its_listener_restarted_under_load_and_
     for host in site.hosts:
         host.operator("drain", on=True)
         others = [other for other in site.hosts if other is not host]
-        wait_for(lambda host=host, others=others: all(state(o, host) == "draining" for o in others), 10, "a drain")
+        wait_for(lambda host=host, others=others: all(state(o, host) == "draining" for o in others), 30, "a drain")
         newcomers = [next(users), next(users)]
         jobs += [site.server.publish(user.name) for user in (*newcomers, *known) for _ in range(5)]
         host.restart_listener()
@@ -118,7 +118,7 @@ def test_where_all_are_full_a_job_waits_and_runs_when_one_host_is_free_again(sit
         site.server.results(1, 30)  # one after the other: each meets a host that is free
     late = site.user("late")
     job = site.server.publish(late.name)
-    wait_for(lambda: why_not(site, late.name) == {"no_host_free"}, 10, "a user for whom there is no room")
+    wait_for(lambda: why_not(site, late.name) == {"no_host_free"}, 30, "a user for whom there is no room")
     has = the_host_of(site, first[1])
     has.operator("stop", user=first[1].name)
     (report,) = site.server.results(1, 20)
@@ -135,7 +135,7 @@ def test_a_host_that_is_cut_off_is_replaced_and_takes_part_again_when_the_way_is
     lost = the_host_of(site, users[0])
     rest = [host for host in site.hosts if host is not lost]
     lost.network.cut()
-    wait_for(lambda: all(state(host, lost) is None for host in rest), 10, "the others' knowledge of its death")
+    wait_for(lambda: all(state(host, lost) is None for host in rest), 30, "the others' knowledge of its death")
     jobs = [site.server.publish(user.name) for user in users]
     assert {report["job"] for report in site.server.results(6, 30)} == set(jobs)
     lost.network.mend()
@@ -161,7 +161,7 @@ def test_a_ready_of_another_account_is_not_believed(site: SeveralHosts) -> None:
             site.server.channel.basic_publish("knime-peruser.hosts", "", json.dumps(message).encode(), properties)
     wait_for(
         lambda: [host.status()["cluster"]["ignored"] for host in site.hosts] == [count + 4 for count in before],
-        10,
+        30,
         "messages that each host ignores",
     )
     assert all(len(host.status()["cluster"]["hosts"]) == 3 for host in site.hosts)
@@ -207,7 +207,7 @@ def test_clocks_an_hour_apart_make_no_difference(broker: BrokerNode) -> None:
         jobs_until_executors(site, users, 2)
         victim = the_host_of(site, users[0])
         victim.kill(site.users)
-        wait_for(lambda: all(state(host, victim) is None for host in site.hosts if host is not victim), 10, "its death")
+        wait_for(lambda: all(state(host, victim) is None for host in site.hosts if host is not victim), 30, "its death")
         jobs_until_executors(site, users, 2)
     finally:
         site.remove()

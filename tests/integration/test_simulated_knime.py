@@ -127,10 +127,10 @@ def test_an_executor_ends_on_sigterm_and_its_unfinished_job_goes_back_to_the_que
     site.server.publish(alice.name)
     site.server.results()
     site.server.publish(alice.name, seconds=60)
-    wait_for(lambda: site.server.depth() == 0, 10, "the job is taken")
+    wait_for(lambda: site.server.depth() == 0, 30, "the job is taken")
     process.terminate()
-    assert process.wait(10) == 143
-    wait_for(lambda: site.server.depth() == 1, 10, "the job is back")
+    assert process.wait(60) == 143
+    wait_for(lambda: site.server.depth() == 1, 30, "the job is back")
 
 
 def test_a_rule_that_is_not_understood_ends_the_executor(site: Site) -> None:

@@ -43,7 +43,7 @@ class Daemon:
             raise RuntimeError(f"the {self.name} is not running")
         return self._process.pid
 
-    def start(self, seconds: float = 20.0) -> None:
+    def start(self, seconds: float = 60.0) -> None:
         """Start the daemon and wait until it says that it is ready."""
         ready = ReadinessSocket(self.installation.root / f"ready-{self.name}")
         try:
@@ -78,7 +78,7 @@ class Daemon:
         self.stop()
         self.start()
 
-    def wait(self, seconds: float = 10.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         """Wait for a daemon that ends by itself; give its exit status."""
         if self._process is None:
             raise RuntimeError(f"the {self.name} is not running")
@@ -92,7 +92,7 @@ class Daemon:
         """Give all that the daemon has logged so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def wait_for_log(self, text: str, seconds: float = 10.0) -> None:
+    def wait_for_log(self, text: str, seconds: float = 30.0) -> None:
         """Wait until the log has this text.
 
         Raises:

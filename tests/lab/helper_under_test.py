@@ -136,7 +136,7 @@ class HelperUnderTest:
                 environment={**self.environment(), "NOTIFY_SOCKET": str(ready.path)},
                 log=self.log,
             )
-            ready.wait(self._process, 20.0, self.log)
+            ready.wait(self._process, 60.0, self.log)
         finally:
             ready.close()
 
@@ -177,7 +177,7 @@ class HelperUnderTest:
         """Wait for a helper that ends by itself; give its exit status."""
         if self._process is None:
             raise NotReadyError("the helper is not running")
-        status = self._process.wait(20)
+        status = self._process.wait(60)
         self._process = None
         return status
 
@@ -216,7 +216,7 @@ class HelperUnderTest:
         """Ask over the operators' socket, as root; None where no answer came within a second."""
         frame = json.dumps({"v": 1, "id": "op-1", "op": op, **fields}).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(1.0 if op == "ensure" else 10.0)
+            connection.settimeout(1.0 if op == "ensure" else 30.0)
             connection.connect(str(self.installation.operator_socket))
             connection.send(frame)
             try:
@@ -242,7 +242,7 @@ class HelperUnderTest:
         """Give the names of a user's events in the log, in order."""
         return [record["event"] for record in self.audit() if record["user"] == user]
 
-    def wait_for_event(self, seconds: float = 10.0, /, **wanted: object) -> dict[str, Any]:
+    def wait_for_event(self, seconds: float = 30.0, /, **wanted: object) -> dict[str, Any]:
         """Wait for a record with these values; give it."""
         found: list[dict[str, Any]] = []
 

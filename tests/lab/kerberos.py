@@ -67,7 +67,7 @@ class Realm:
             with socket.socket() as connection:
                 return connection.connect_ex(("127.0.0.1", port)) == 0
 
-        wait_for(is_up, 10.0, "the KDC")
+        wait_for(is_up, 30.0, "the KDC")
 
     def keytab(self, name: str, uid: int) -> Path:
         """Make a principal of that name and give its keytab, which only the uid can read."""

@@ -111,7 +111,7 @@ def _connected() -> socket.socket:
         connection.bind((0, _CN_IDX_PROC))
         body = _MESSAGE.pack(_CN_IDX_PROC, 1, 0, 0, 4, 0) + struct.pack("=I", _LISTEN)
         connection.send(_HEADER.pack(_HEADER.size + len(body), 3, 0, 0, 0) + body)
-        connection.settimeout(5.0)
+        connection.settimeout(30.0)
         connection.recv(4096)  # its acknowledgement
         connection.settimeout(None)
     except OSError as error:

@@ -60,18 +60,18 @@ class ListenerClient:
             raise RuntimeError("no pipes")
         os.set_blocking(self._process.stdout.fileno(), False)
         self._from, self._to = self._process.stdout, self._process.stdin
-        self._read_until(lambda: self._is_up, 10.0)
+        self._read_until(lambda: self._is_up, 30.0)
 
     @property
     def pid(self) -> int:
         """The process that is connected."""
         return self._process.pid
 
-    def ensure(self, user: str, seconds: float = 20.0) -> dict[str, Any]:
+    def ensure(self, user: str, seconds: float = 30.0) -> dict[str, Any]:
         """Ask for a user's executor and wait for the answer."""
         return self.wait_for(self.send(op="ensure", user=user), seconds)
 
-    def ask(self, op: str, seconds: float = 20.0, **fields: object) -> dict[str, Any]:
+    def ask(self, op: str, seconds: float = 30.0, **fields: object) -> dict[str, Any]:
         """Ask anything and wait for the answer."""
         return self.wait_for(self.send(op=op, **fields), seconds)
 
@@ -96,7 +96,7 @@ class ListenerClient:
         self._to.write(",".join(part.hex() for part in parts).encode() + b"\n")
         self._to.flush()
 
-    def wait_for(self, request_id: str, seconds: float = 20.0) -> dict[str, Any]:
+    def wait_for(self, request_id: str, seconds: float = 30.0) -> dict[str, Any]:
         """Wait for the answer to a request.
 
         Raises:
@@ -110,7 +110,7 @@ class ListenerClient:
         self._take_in()
         return request_id in self._replies
 
-    def wait_for_notice(self, seconds: float = 20.0, **wanted: object) -> dict[str, Any]:
+    def wait_for_notice(self, seconds: float = 30.0, **wanted: object) -> dict[str, Any]:
         """Wait for a notice with these values.
 
         Raises:

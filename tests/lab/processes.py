@@ -72,7 +72,7 @@ def start(
 
 def end(process: ProcessId, *, grace: float = 15.0, by: signal.Signals = signal.SIGTERM) -> None:
     """End a process: SIGTERM, and SIGKILL after ``grace`` seconds. One that is gone already is fine."""
-    for sent, patience in ((by, grace), (signal.SIGKILL, 5.0)):
+    for sent, patience in ((by, grace), (signal.SIGKILL, 30.0)):
         if not process.alive():
             return
         with suppress(ProcessLookupError):

@@ -71,7 +71,7 @@ class Host:
     def operator(self, op: str, **fields: object) -> dict[str, Any]:
         """Ask the helper on the operators' socket, as root; give its reply."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(5.0)
+            connection.settimeout(30.0)
             connection.connect(str(self.installation.operator_socket))
             connection.send(json.dumps({"v": 1, "id": "test", "op": op, **fields}).encode())
             return dict(json.loads(connection.recv(8192)))
@@ -161,7 +161,7 @@ class SeveralHosts:
         """Count the user's executors on each host."""
         return Counter({host.name: len(found) for host in self.hosts if (found := host.executors([user]))})
 
-    def wait_for_executors(self, user: OsUser, count: int, seconds: float = 20.0) -> None:
+    def wait_for_executors(self, user: OsUser, count: int, seconds: float = 40.0) -> None:
         """Wait until so many hosts run the user's executor."""
         wait_for(lambda: len(self.live(user)) == count, seconds, f"{count} executors of {user.name}")
 

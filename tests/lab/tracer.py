@@ -52,12 +52,12 @@ class Freezer:
         """Put the process in, and wait until it stands still."""
         (self._group / "cgroup.procs").write_text(str(pid), encoding="ascii")
         (self._group / "freezer.state").write_text("FROZEN", encoding="ascii")
-        wait_for(lambda: self._state() == "FROZEN", 5.0, "the frozen process")
+        wait_for(lambda: self._state() == "FROZEN", 30.0, "the frozen process")
 
     def thaw(self) -> None:
         """Let everybody go on."""
         (self._group / "freezer.state").write_text("THAWED", encoding="ascii")
-        wait_for(lambda: self._state() == "THAWED", 5.0, "the thaw")
+        wait_for(lambda: self._state() == "THAWED", 30.0, "the thaw")
 
     def is_empty(self) -> bool:
         """Say whether nobody is in it any more."""
@@ -80,7 +80,7 @@ def freezer() -> Iterator[Freezer]:
                 yield made
             finally:
                 made.thaw()
-                wait_for(made.is_empty, 10.0, "the end of whoever was frozen")
+                wait_for(made.is_empty, 30.0, "the end of whoever was frozen")
                 group.rmdir()
         finally:
             subprocess.run(["/usr/bin/umount", place], check=True)

@@ -77,7 +77,7 @@ def test_what_runs_goes_on_and_its_end_is_written_when_there_is_room(
     assert state_of(pids[bob.name]) == "S"
     assert "exited" not in helper.events(alice.name)
     ballast.unlink()
-    assert helper.wait_for_event(10.0, user=alice.name, event="exited")["pid"] == pids[alice.name]
+    assert helper.wait_for_event(30.0, user=alice.name, event="exited")["pid"] == pids[alice.name]
     helper.stop()
     assert helper.audit()[-1]["event"] == "helper_stopped"
 
@@ -93,13 +93,13 @@ def test_an_end_that_could_not_be_written_is_written_by_the_next_helper(
     client.ask("list", after="")
     os.kill(pid, signal.SIGKILL)
     client.wait_for_notice(user=alice.name)
-    wait_for(lambda: none_of(alice), 5.0, "nothing of the executor")
+    wait_for(lambda: none_of(alice), 30.0, "nothing of the executor")
     assert client.ensure(alice.name)["reason"] == "audit_unavailable"
     helper.kill()
     ballast.unlink()
     helper.start_again()
     helper.wait_for_event(event="exited", user=alice.name, pid=pid)
-    wait_for(lambda: helper.client().ensure(alice.name)["result"] == "started", 10.0, "a start")
+    wait_for(lambda: helper.client().ensure(alice.name)["result"] == "started", 30.0, "a start")
     assert helper.events(alice.name).count("exited") == 1
 
 
@@ -109,13 +109,13 @@ def test_a_disk_that_fills_up_during_a_start_ends_it_before_anything_is_executed
     helper.start(stop_points=True)
     reached, client = helper.stop_next_worker("before_R"), helper.client()
     asked = client.send(op="ensure", user=alice.name)
-    wait_for(reached.exists, 5.0, "the worker before R")
-    wait_for(lambda: any(state_of(pid) == "T" for pid in helper.workers()), 5.0, "its stop")
+    wait_for(reached.exists, 30.0, "the worker before R")
+    wait_for(lambda: any(state_of(pid) == "T" for pid in helper.workers()), 30.0, "its stop")
     ballast = fill(helper, disk)
     helper.program_of(alice, "touch ran")
     os.kill(helper.workers()[0], signal.SIGCONT)
     assert client.wait_for(asked)["reason"] == "audit_unavailable"
-    wait_for(lambda: none_of(alice), 5.0, "the worker's end")
+    wait_for(lambda: none_of(alice), 30.0, "the worker's end")
     assert not (helper.installation.workspace(alice) / "ran").exists()
     ballast.unlink()
     helper.kill()
@@ -141,7 +141,7 @@ def test_a_record_that_the_disk_did_not_take_ends_the_start_before_anything_is_e
     helper.program_of(alice, "touch ran")
     helper.start()
     assert helper.client().ensure(alice.name)["reason"] == "audit_unavailable"
-    wait_for(lambda: none_of(alice), 5.0, "the worker's end")
+    wait_for(lambda: none_of(alice), 30.0, "the worker's end")
     assert not (helper.installation.workspace(alice) / "ran").exists()
     assert "Input/output error" in helper.log.read_text()
 
@@ -227,15 +227,15 @@ def test_a_helper_that_cannot_take_up_its_log_comes_up_adopts_starts_nothing_and
     assert client.ensure(alice.name)["pid"] == pids[alice.name]
     os.kill(pids[bob.name], signal.SIGKILL)
     assert client.wait_for_notice(user=bob.name)["seq"] > 0
-    wait_for(lambda: client.ensure(bob.name)["reason"] == "audit_unavailable", 5.0, "a refusal for want of a log")
+    wait_for(lambda: client.ensure(bob.name)["reason"] == "audit_unavailable", 30.0, "a refusal for want of a log")
     assert none_of(bob)
     assert helper.log.read_text().count("nothing is started until this is mended") == 1
     mend(disk / "audit.jsonl")
-    wait_for(helper.installation.audit_log.exists, 15.0, "the log")
-    assert helper.wait_for_event(15.0, event="exited", user=bob.name)["pid"] == pids[bob.name]
+    wait_for(helper.installation.audit_log.exists, 30.0, "the log")
+    assert helper.wait_for_event(30.0, event="exited", user=bob.name)["pid"] == pids[bob.name]
     names = [record["event"] for record in helper.audit()]
     assert names[names.index("log_failed") :][:3] == ["log_failed", "helper_started", "exited"]
-    wait_for(lambda: client.ensure(bob.name)["result"] == "started", 5.0, "a start")
+    wait_for(lambda: client.ensure(bob.name)["result"] == "started", 30.0, "a start")
 
 
 @pytest.mark.parametrize("how", ["removed", "truncated", "replaced"])

@@ -58,13 +58,13 @@ def unharmed(helper: HelperUnderTest, alice: OsUser) -> Iterator[HelperUnderTest
     memory, descriptors = resident_kib(helper.pid), len(descriptors_of(helper.pid))
     yield helper
     assert helper.is_alive()
-    wait_for(lambda: answers(helper, alice), 10.0, "an answer")
+    wait_for(lambda: answers(helper, alice), 30.0, "an answer")
     again = helper.client()
     assert again.ensure(alice.name)["pid"] == executor
     assert state_of(executor) == "S"
     assert [entry["pid"] for entry in again.executors()] == [executor]
     assert resident_kib(helper.pid) - memory < FLAT
-    assert len(descriptors_of(helper.pid)) <= descriptors
+    wait_for(lambda: len(descriptors_of(helper.pid)) <= descriptors, 30.0, "no descriptor more than before")
     assert helper.events(alice.name).count("started") == 1
 
 
@@ -150,7 +150,7 @@ def test_a_stranger_who_can_open_the_socket_is_refused_and_recorded(
     stranger = ListenerClient(unharmed.installation.socket, "root" if who == "root" else member.name, group=LISTENER)
     try:
         asked = [stranger.send(op="ensure", user=member.name), stranger.send(op="list", after="")]
-        wait_for(lambda: len(refused_peers(unharmed, uid)) == 2, 5.0, "two records of the stranger")
+        wait_for(lambda: len(refused_peers(unharmed, uid)) == 2, 30.0, "two records of the stranger")
         assert not any(stranger.is_answered(one) for one in asked)
     finally:
         stranger.close()
@@ -177,7 +177,7 @@ def test_strangers_cannot_fill_the_disk_and_are_counted(unharmed: HelperUnderTes
     try:
         for _ in range(2000):
             stranger.send(op="list", after="")
-        wait_for(lambda: len(refused_peers(unharmed, 0)) >= 150, 10.0, "the burst of records")
+        wait_for(lambda: len(refused_peers(unharmed, 0)) >= 150, 30.0, "the burst of records")
     finally:
         stranger.close()
     unharmed.client().ask("list", after="")
@@ -238,7 +238,7 @@ def test_a_peer_of_an_old_protocol_that_hides_its_ids_is_a_stranger(unharmed: He
             connection.sendall(b"\x02\0i" + bytes([len(frame) + 1]) + b"\0" + frame)
         else:  # ZMTP 2.0: signature, revision 1, socket type DEALER, then the identity
             connection.sendall(b"\xff\0\0\0\0\0\0\0\x02\x7f\x01\x05" + b"\0\1i\0" + bytes([len(frame)]) + frame)
-        wait_for(lambda: refused_peers(unharmed, 2**32 - 1), 5.0, "the record of a stranger")
+        wait_for(lambda: refused_peers(unharmed, 2**32 - 1), 30.0, "the record of a stranger")
     assert unharmed.gate_pid() == gate
 
 
@@ -294,13 +294,13 @@ def test_one_message_of_endless_parts_ends_the_gate_at_worst(unharmed: HelperUnd
                 connection.sendall(parts)
         with suppress(OSError):
             connection.recv(1)
-    wait_for(lambda: unharmed.gate_pid() != gate, 10.0, "another gate")
+    wait_for(lambda: unharmed.gate_pid() != gate, 30.0, "another gate")
 
 
 def test_a_gate_killed_again_and_again_comes_back(unharmed: HelperUnderTest) -> None:
     for _ in range(5):
         os.kill(gate := unharmed.gate_pid(), signal.SIGKILL)
-        wait_for(lambda gate=gate: unharmed.gate_pid() != gate, 10.0, "another gate")  # type: ignore[misc]
+        wait_for(lambda gate=gate: unharmed.gate_pid() != gate, 30.0, "another gate")  # type: ignore[misc]
 
 
 HOSTILE: Final = """
@@ -383,7 +383,7 @@ def test_a_hostile_program_in_the_gates_place_gets_what_the_listener_could_ask(
     assert state_of(pid) == "S"
     assert helper.is_alive()
     assert resident_kib(helper.pid) - memory < FLAT
-    wait_for(lambda: len(descriptors_of(helper.pid)) <= descriptors, 5.0, "no descriptor more than before")
+    wait_for(lambda: len(descriptors_of(helper.pid)) <= descriptors, 30.0, "no descriptor more than before")
     records = helper.audit()
     assert [r["user"] for r in records if r["event"] == "started"] == [alice.name]
     assert not [r for r in records if r["event"] in {"drain", "stopped"}]
@@ -420,7 +420,7 @@ def test_a_gate_that_is_none_is_ended_with_a_growing_pause_and_the_helper_does_n
     assert [entry["pid"] for entry in page["executors"]] == [pid]
     assert ticks < 200, "it did little but start gates"
     helper.replace_gate((Path(__file__).parents[2] / "root_helper/gate.py").read_text())
-    wait_for(lambda: answers(helper, alice), 10.0, "a real gate")
+    wait_for(lambda: answers(helper, alice), 30.0, "a real gate")
 
 
 def test_a_gate_that_looks_at_nothing_dies_with_its_supervisor(helper: HelperUnderTest) -> None:
@@ -428,9 +428,9 @@ def test_a_gate_that_looks_at_nothing_dies_with_its_supervisor(helper: HelperUnd
     helper.replace_gate("import os, time\nos.close(0)\ntime.sleep(100000)\n")
     helper.start()
     gate = helper.gate_pid()
-    wait_for(lambda: not os.path.lexists(f"/proc/{gate}/fd/0"), 10.0, "the gate at its work")
+    wait_for(lambda: not os.path.lexists(f"/proc/{gate}/fd/0"), 30.0, "the gate at its work")
     helper.kill()
-    wait_for(lambda: is_gone(gate), 10.0, "its end")
+    wait_for(lambda: is_gone(gate), 30.0, "its end")
 
 
 def answers(helper: HelperUnderTest, user: OsUser) -> bool:

@@ -306,7 +306,7 @@ def test_the_owner_of_a_left_over_who_fills_and_swaps_while_it_is_removed_gains_
         for turn in range(20):
             left_over.mkdir(0o700)
             own(left_over, user)
-            wait_for(lambda: len(names_in(left_over)) > 3, 10, "the attacker's work")
+            wait_for(lambda: len(names_in(left_over)) > 3, 30, "the attacker's work")
             os.close(ensure_private(str(parent), user.name, account_of(user), PRIVATE))
             assert names_in(parent) == [user.name]
             # The attacker's own by now, and perhaps still being filled by a descriptor from before.

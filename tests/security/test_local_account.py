@@ -85,7 +85,7 @@ def test_the_executors_secret_is_in_no_log_no_state_file_and_on_no_command_line(
     alice = laid_out[1]
     pid = helper.client().ensure(alice.name)["pid"]
     secret = (helper.installation.credentials("helper") / "executor-msgq").read_bytes().strip()
-    wait_for(lambda: secret in Path(f"/proc/{pid}/environ").read_bytes(), 5.0, "the executor's environment")
+    wait_for(lambda: secret in Path(f"/proc/{pid}/environ").read_bytes(), 30.0, "the executor's environment")
     places = [helper.log, helper.installation.audit_log, helper.installation.run / "executors" / alice.name]
     places += [Path(f"/proc/{one}/cmdline") for one in (pid, helper.pid, helper.gate_pid())]
     places += [Path(f"/proc/{one}/environ") for one in (helper.pid, helper.gate_pid())]

@@ -126,11 +126,11 @@ def test_an_end_recorded_by_a_helper_that_was_killed_before_it_marked_it_is_not_
     pid = helper.client().ensure(user)["pid"]
     helper.kill()
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: is_gone(pid), 5.0, "the executor's end")
+    wait_for(lambda: is_gone(pid), 30.0, "the executor's end")
     log = AuditLog(str(helper.installation.audit_log), rotate_size=2**30, keep_days=1, adm=0, host="this")
     log.record_end(Event(event="exited", user=user, pid=pid))
     helper.start_again()
-    wait_for(lambda: names_in(helper.installation.run / "executors") == [f".uid-{uid}"], 10.0, "nothing of it")
+    wait_for(lambda: names_in(helper.installation.run / "executors") == [f".uid-{uid}"], 30.0, "nothing of it")
     assert helper.events(user) == ["request", "started", "result", "exited"]
 
 
@@ -153,7 +153,7 @@ def test_a_start_that_a_killed_helper_had_not_recorded_has_no_end_either(
     state = helper.installation.run / "executors" / user.name
     state.write_text(json.dumps(asdict(executor)), encoding="ascii")
     helper.start_again()
-    wait_for(lambda: not state.exists(), 10.0, "nothing of it")
+    wait_for(lambda: not state.exists(), 30.0, "nothing of it")
     assert helper.events(user.name) == ends
 
 

@@ -41,15 +41,15 @@ def all_of(user: OsUser) -> list[int]:
 
 def stopped_worker(helper: HelperUnderTest, reached: Path) -> int:
     """Wait until a worker has stopped itself; give its pid."""
-    wait_for(reached.exists, 5.0, f"the worker at {reached.name}")
-    wait_for(lambda: any(state_of(pid) == "T" for pid in helper.workers()), 5.0, "the worker's stop")
+    wait_for(reached.exists, 30.0, f"the worker at {reached.name}")
+    wait_for(lambda: any(state_of(pid) == "T" for pid in helper.workers()), 30.0, "the worker's stop")
     return next(pid for pid in helper.workers() if state_of(pid) == "T")
 
 
 def starts_afterwards(helper: HelperUnderTest, user: OsUser) -> None:
     """Ask until the user is free again and gets one executor."""
     client = helper.client()
-    wait_for(lambda: client.ensure(user.name)["result"] == "started", 15.0, "a start afterwards")
+    wait_for(lambda: client.ensure(user.name)["result"] == "started", 30.0, "a start afterwards")
     assert len(running(user)) == 1
     assert [entry["user"] for entry in client.executors()] == [user.name]
 
@@ -108,7 +108,7 @@ def test_a_worker_that_hangs_is_killed_at_its_deadline(helper: HelperUnderTest, 
     reply = client.wait_for(asked)
     expected = "lookup_timeout" if point == "looking_up" else "prepare_failed"
     assert (reply["result"], reply["reason"]) == ("failed", expected)
-    wait_for(lambda: is_gone(worker), 5.0, "the worker's end")
+    wait_for(lambda: is_gone(worker), 30.0, "the worker's end")
     assert all_of(alice) == []
     starts_afterwards(helper, alice)
 
@@ -134,14 +134,14 @@ def paused_between_r_and_g(helper: HelperUnderTest, user: OsUser) -> tuple[int, 
     """Stop the supervisor when the worker has become the user and said R; give the pids of both."""
     worker = stopped_worker(helper, helper.marks / "before_R.reached")
     os.kill(helper.pid, signal.SIGSTOP)
-    wait_for(lambda: state_of(helper.pid) == "T", 5.0, "the supervisor's stop")
+    wait_for(lambda: state_of(helper.pid) == "T", 30.0, "the supervisor's stop")
     os.kill(worker, signal.SIGCONT)
 
     def waits_for_g() -> bool:
         is_the_user = status_of(worker)["Uid"] == [str(user.uid)] * 4
         return is_the_user and state_of(worker) == "S" and descriptors_of(worker).get(0) == "/dev/null"
 
-    wait_for(waits_for_g, 5.0, "the worker at R")
+    wait_for(waits_for_g, 30.0, "the worker at R")
     return worker, helper.pid
 
 
@@ -154,7 +154,7 @@ def test_a_worker_killed_between_r_and_g_is_a_failed_start(helper: HelperUnderTe
     asked = client.send(op="ensure", user=alice.name)
     worker, supervisor = paused_between_r_and_g(helper, alice)
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: is_gone(worker), 5.0, "the worker's end")
+    wait_for(lambda: is_gone(worker), 30.0, "the worker's end")
     os.kill(supervisor, signal.SIGCONT)
     assert client.wait_for(asked)["reason"] == "spawn_failed"
     assert all_of(alice) == []
@@ -169,7 +169,7 @@ def test_a_supervisor_killed_between_r_and_g_leaves_no_process(helper: HelperUnd
     helper.client().send(op="ensure", user=alice.name)
     worker, _ = paused_between_r_and_g(helper, alice)
     helper.kill()
-    wait_for(lambda: is_gone(worker), 5.0, "the worker's end")
+    wait_for(lambda: is_gone(worker), 30.0, "the worker's end")
     assert all_of(alice) == []
     helper.start_again()
     assert helper.client().executors() == []

@@ -94,7 +94,7 @@ class SimulatedServer:
         """Publish anything where jobs are published."""
         self.channel.basic_publish(self.exchange, self.routing_key, body, properties)
 
-    def results(self, count: int = 1, seconds: float = 20.0) -> list[Report]:
+    def results(self, count: int = 1, seconds: float = 40.0) -> list[Report]:
         """Give the next results, in the order of their arrival.
 
         Raises:
@@ -123,7 +123,7 @@ class SimulatedServer:
         channel.close()
         return count
 
-    def parked(self, count: int, seconds: float = 20.0, queue: str = "knime-jobs.parked") -> list[Parked]:
+    def parked(self, count: int, seconds: float = 40.0, queue: str = "knime-jobs.parked") -> list[Parked]:
         """Take that many messages off the parked queue.
 
         Raises:

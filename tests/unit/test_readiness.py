@@ -13,7 +13,7 @@ import pytest
 from broker_listener import readiness, sockets
 from broker_listener.readiness import Readiness
 
-DEADLINE = 5.0
+DEADLINE = 30.0
 
 
 class Broker:

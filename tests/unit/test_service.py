@@ -17,7 +17,7 @@ def test_the_status_says_at_once_that_the_helper_is_there_or_away(
 ) -> None:
     systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     systemd.bind(str(tmp_path / "notify"))
-    systemd.settimeout(5)
+    systemd.settimeout(30)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
     async def check() -> None:
