@@ -2,5 +2,5 @@
 
 from typing import Final
 
-VERSION: Final = "0.1.0"
+VERSION: Final = "0.2.0.dev0"
 """As pyproject.toml has it; code in a private directory is no distribution that importlib.metadata would know."""

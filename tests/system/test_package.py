@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import import_traps
+from tests.lab import import_traps, own_package
 from tests.lab.installed_machine import UNITS, USER, InstalledMachine
 from tests.lab.own_package import LOWER
 
 HELPER, LISTENER = UNITS
-THIS = "0.1.0-1"
+THIS = own_package.version()
 COMMANDS = {"knime-root-helper": "helper.toml", "knime-broker-listener": "listener.toml"}
 
 

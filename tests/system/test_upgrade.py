@@ -11,24 +11,28 @@ from tests.lab import own_package
 from tests.lab.booted_site import HELPER, LISTENER, BootedSite
 from tests.simulated_knime.server import Report
 
-THIS_TREE = "this tree"
-BEFORE = (THIS_TREE, *own_package.last_releases())
-"""What is upgraded from: the same tree under a lower version, and the last release once there is one."""
+RELEASE = own_package.last_release()
 HIGHER = "999-1"
 
 
 @pytest.mark.both_debians
-@pytest.mark.parametrize("before", BEFORE)
-def test_an_upgrade_under_load_loses_no_job_and_ends_no_executor_and_both_daemons_run_the_new_code(
-    site: BootedSite, tmp_path: Path, before: str
-) -> None:
-    source = own_package.CHECKOUT if before == THIS_TREE else own_package.unpacked(before, tmp_path)
-    upgraded_under_load(site, source)
+def test_upgrade_from_this_tree_loses_no_job(site: BootedSite) -> None:
+    """The same tree under a lower version and a higher one: no job is lost, no executor ends, the code is new."""
+    upgraded_under_load(site, own_package.CHECKOUT, own_package.LOWER)
 
 
-def upgraded_under_load(site: BootedSite, source: Path) -> None:
+@pytest.mark.both_debians
+def test_upgrade_from_the_last_release_loses_no_job(site: BootedSite, tmp_path: Path) -> None:
+    """The package that the last release was: no job is lost, no executor ends, both daemons run the new code."""
+    source = own_package.unpacked(RELEASE, tmp_path)
+    upgraded_under_load(site, source, f"{RELEASE.version}-1")
+    newest = site.machine.run("knime-peruser", "--version")
+    assert RELEASE.version not in newest, "this tree is a later version"
+
+
+def upgraded_under_load(site: BootedSite, source: Path, version: str) -> None:
     """Install the package of a tree, put load on it, upgrade it to this checkout's, and look at everything."""
-    site.upgrade(own_package.built(own_package.LOWER, site.machine.root, source))
+    site.upgrade(own_package.built(version, site.machine.root, source))
     site.wait_until_served()
     new = own_package.built(HIGHER, site.machine.root)
     users, newcomers = site.fresh_users(6), site.fresh_users(6)

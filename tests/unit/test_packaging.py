@@ -2,17 +2,16 @@
 
 import gzip
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import tomllib
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.lab.own_package import last_release, script, version
 
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "systemd/packaging"
@@ -37,16 +36,6 @@ STAGED = {
     *(f"{DOCUMENTS}/examples/{path.relative_to(ROOT / 'etc')}" for path in (ROOT / "etc").rglob("*") if path.is_file()
       and path.name not in CONFIGURATION),
 }  # fmt: skip
-
-
-def script(name: str) -> ModuleType:
-    """Give a script of systemd/ as a module."""
-    loader = SourceFileLoader(f"systemd_{name}", str(ROOT / "systemd" / name))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def run(*command: str | Path, umask: int = 0o022, **environment: str) -> str:
@@ -200,6 +189,42 @@ def test_the_changelog_in_debians_form_has_an_entry_for_each_version_the_newest_
     assert re.search(r"^ -- .+ <.+@.+>  Tue, 03 Feb 2026 12:00:00 \+0000$", changelog, re.MULTILINE)
 
 
+def test_the_changelog_in_debians_form_may_begin_with_what_is_unreleased() -> None:
+    """What has no date yet is the version that is built, with or without an entry."""
+    markdown = "## [Unreleased]\n\nA word before.\n\n- one\n\n## [0.1.0] - 2026-02-03\n\nCommit `0`.\n\n- two\n"
+    changelog = script("package").changelog_of(markdown, "0.2.0~dev0-1")
+    titles = re.findall(r"^knime-peruser \((.*)\) unstable; urgency=medium$", changelog, re.MULTILINE)
+    assert titles == ["0.2.0~dev0-1", "0.1.0-1"]
+    assert "  * one\n" in changelog
+
+
+def test_the_changelog_begins_with_what_is_unreleased() -> None:
+    """A version in development has its section at the top, so that each change has a place."""
+    headings = re.findall(r"^## .*$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert (headings[0] == "## [Unreleased]") == (".dev" in PROJECT["version"])
+
+
+@pytest.mark.parametrize(
+    ("python", "debian"), [("0.2.0", "0.2.0"), ("0.2.0.dev0", "0.2.0~dev0"), ("1.0rc2", "1.0~rc2"), ("1.0b1", "1.0~b1")]
+)
+def test_a_development_version_sorts_below_its_release(python: str, debian: str) -> None:
+    """For dpkg, 0.2.0.dev0 as it stands would be newer than 0.2.0: its users would never get the release."""
+    assert script("package").debian_version(python) == debian
+    release = re.split(r"\.?(?:dev|rc|a|b)", python)[0]
+    assert python == release or _older(f"{debian}-1", f"{release}-1")
+
+
+def test_the_package_is_newer_than_the_last_release() -> None:
+    assert _older(f"{last_release().version}-1", version())
+
+
+@pytest.mark.parametrize("name", ["README.md", "etc/ansible/install.yml"])
+def test_documents_name_the_package_that_is_built(name: str) -> None:
+    """A version of the past in an example would install nothing."""
+    named = set(re.findall(r"knime-peruser_[^\s`]*_all\.deb", (ROOT / name).read_text(encoding="utf-8")))
+    assert named == {f"knime-peruser_{version()}_all.deb"}
+
+
 @pytest.mark.parametrize("name", ["postinst", "prerm", "postrm"])
 def test_maintainer_scripts_are_shell_that_stops_at_the_first_failure(name: str) -> None:
     text = (PACKAGING / name).read_text(encoding="utf-8")
@@ -258,6 +283,10 @@ def test_every_file_that_a_manual_names_is_one_that_the_project_knows() -> None:
     for page in (ROOT / "systemd/man").iterdir():
         for path in re.findall(r"/(?:etc|run|var|srv|opt|usr)/[\w./-]*[\w]", page.read_text(encoding="utf-8")):
             assert path in known, (page.name, path)
+
+
+def _older(one: str, other: str) -> bool:
+    return subprocess.run(["dpkg", "--compare-versions", one, "lt", other], check=False).returncode == 0
 
 
 _HELP = """\
