@@ -112,7 +112,9 @@ def _apt(*arguments: str) -> str:
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise PackagesError("apt-get is not there: only Debian 12 and 13 and Ubuntu 24.04 are supported") from None
+        raise PackagesError(
+            "apt-get is not there: only Debian 12, 13 and Ubuntu 24.04 (not tried yet) are supported"
+        ) from None
     if done.returncode:
         raise PackagesError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -385,6 +385,8 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
         "host.units.knime-root-helper", Level.WARNING, "systemctl enable"),
     "a library that is too old": (
         changed(host_checks, "LIBRARIES", {"pika": (99,)}), "host.libraries", Level.FAULT, "distribution's packages"),
+    "a system that nobody has tried": (
+        write("etc/os-release", 'ID=ubuntu\nVERSION_ID="24.04"\n'), "host.system", Level.WARNING, "not tried yet"),
     "another system": (write("etc/os-release", "ID=gentoo\n"), "host.system", Level.WARNING, "Debian 12"),
     "KNIME's own executor unit": (
         unit("knime-executor.service", "LoadState=loaded\nActiveState=inactive\nUnitFileState=enabled\n"),
