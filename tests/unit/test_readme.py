@@ -153,6 +153,17 @@ def test_every_link_and_every_file_of_the_checkout_that_a_document_names_is_ther
         assert (ROOT / name).exists() or ((ROOT / document).parent / name).exists(), name
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_words_of_a_document_stand_there_twice_in_a_row(document: str) -> None:
+    """A slip of the editor's, such as "Names that a caller Names that a caller sent"."""
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = " ".join(line for line in text.splitlines() if not line.startswith("|"))
+    twice = [
+        found[0] for found in re.finditer(r"\b([a-z]+|(?:[A-Za-z]+ ){2,5}[A-Za-z]+) \1\b", " ".join(prose.split()))
+    ]
+    assert twice == []
+
+
 _LINES = "Lines of the listener's log"
 
 
