@@ -66,19 +66,19 @@ class Machine:
                 env={"PATH": PATH, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, preexec_fn=self._enter_own_cgroup,  # noqa: PLW1509 - tests have one thread here
             )  # fmt: skip
-        wait_for(self._find_init, 20, "the container's init")
+        wait_for(self._find_init, 120, "the container's init")
         state = self.run("systemctl", "is-system-running", "--wait", check=False).strip()
         if state not in {"running", "degraded"}:
             raise RuntimeError(f"the machine is {state!r}: {self._log.read_text(errors='replace')[-2000:]}")
 
     def run(self, *command: str, check: bool = True, seconds: float = 120.0) -> str:
         """Run a command inside as root; give what it printed, errors included."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
         return self._run(*inside, *command, check=check, seconds=seconds)
 
     def status(self, *command: str) -> int:
         """Run a command inside; give its exit status."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "env", "-i", f"PATH={PATH}"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "env", "-i", f"PATH={PATH}"]
         return subprocess.run([*inside, *command], capture_output=True, check=False, cwd="/").returncode
 
     @contextmanager
