@@ -101,6 +101,7 @@ class Settlement:
     def count_handed_over(self, user: User, held: Held, now: float) -> None:
         """Count a hand-over that the broker has taken."""
         user.handed_over += 1
+        user.jobs += not held.returned
         self.counters.handed_over_after(now - held.since, first=not held.returned)
         if not held.returned:
             self.happened.append(HandedOver(user.name, held.delivery, now - held.since))

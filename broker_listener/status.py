@@ -157,6 +157,7 @@ def _of_user(user: User, clock: float) -> dict[str, object]:
         "state": user.state.name.lower(),
         "since": user.changed_at + clock,
         "held": len(user.held),
+        "jobs": user.jobs,
         "handed_over": user.handed_over,
         "returned": user.returns,
         "parked": user.parked,

@@ -50,6 +50,7 @@ class User:
         "held",
         "held_until",
         "hung",
+        "jobs",
         "name",
         "pace",
         "parked",
@@ -119,6 +120,8 @@ class User:
         """Why the helper gave no executor when it was asked last; None where it gave one."""
         self.handed_over = self.returns = self.parked = 0
         """Hand-overs that the broker took, jobs that came back, and parked ones: since this record is there."""
+        self.jobs = 0
+        """Jobs that were handed over, each counted once however often it came back and was handed over again."""
 
     @property
     def idle(self) -> bool:

@@ -63,7 +63,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class ListenerUser:
-    """One user; ``state`` is one of transitions.py in lower case, ``reason`` the last refusal or failure."""
+    """One user; ``state`` is one of transitions.py in lower case, ``reason`` the last refusal or failure.
+
+    ``jobs`` counts those that were handed over, each once; ``handed_over`` and ``returned`` count every round of one.
+    """
 
     user: str
     state: str
@@ -74,6 +77,8 @@ class ListenerUser:
     parked: int
     reason: str | None
     pid: int | None
+    jobs: int | None = None
+    """None where a listener of 0.1.0 does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from broker_listener.operator import processes
 from broker_listener.operator.helper_socket import Listing, connected
@@ -37,15 +37,11 @@ class Entry:
     memory: int | None = None
     cpu_seconds: float | None = None
     cpu_share: float | None = None
+    jobs: int | None = None
     handed_over: int | None = None
     returned: int | None = None
     held: int | None = None
     parked: int | None = None
-
-    @property
-    def jobs(self) -> int | None:
-        """Say how many jobs were handed over and did not come back; each round of one counts in both figures."""
-        return None if self.handed_over is None else max(0, self.handed_over - (self.returned or 0))
 
     @property
     def is_quiet(self) -> bool:
@@ -160,11 +156,13 @@ def _told(entry: Entry, user: ListenerUser) -> Entry:
         entry,
         state=user.state if user.state != "absent" else "running",
         reason=user.reason,
-        handed_over=user.handed_over,
-        returned=user.returned,
-        held=user.held,
-        parked=user.parked,
+        **_counts(user),
     )
+
+
+def _counts(user: ListenerUser) -> dict[str, Any]:
+    """Return what the listener counts of a user since its start."""
+    return {name: getattr(user, name) for name in ("jobs", "handed_over", "returned", "held", "parked")}
 
 
 def _of_interest(user: ListenerUser, helper: Listing | None) -> Entry | None:
@@ -173,8 +171,7 @@ def _of_interest(user: ListenerUser, helper: Listing | None) -> Entry | None:
     if pid is None and user.state in QUIET and not (user.held or user.parked or user.reason):
         return None
     state = "absent" if user.state == "ready" and pid is None else user.state
-    entry = Entry(user.user, None, None, pid, state, user.reason, user.since)
-    entry = replace(entry, handed_over=user.handed_over, returned=user.returned, held=user.held, parked=user.parked)
+    entry = Entry(user.user, None, None, pid, state, user.reason, user.since, **_counts(user))
     if pid is None or (uid := processes.uid_of(pid)) is None:
         return entry
     return replace(entry, uid=uid, os_user=_account(uid), since=processes.started_at(pid) or user.since)

@@ -32,8 +32,8 @@ HISTORY: Final = 20
         it, only that user, and what the audit log last recorded of them: requests, refusals, starts and ends.
 
         memory and cpu are those of the user's whole scope, cpu in percent of one core since the look before; they are
-        "-" where the host has no such figures. jobs, held and parked are the listener's counts since its start; a job
-        that was handed over and came back is not counted in jobs.
+        "-" where the host has no such figures. jobs and parked are the listener's counts since its start, held is what
+        waits now; a job that was handed over counts once in jobs, however often it comes back.
         Without an executor: who waits for one, or was refused, and why.
 
         Root is told everything. A member of group knime-operators is told what the listener knows.
@@ -168,6 +168,7 @@ def _print_entry(user: str, entry: Entry | None) -> None:
         "account": entry.os_user,
         "uid": entry.uid,
         "pid": entry.pid,
+        "jobs": entry.jobs,
         "handed over": entry.handed_over,
         "held": entry.held,
         "parked": entry.parked,

@@ -1,6 +1,8 @@
 """``status`` and ``status USER`` against both daemons, the broker and real executors, by exit status and JSON."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +64,31 @@ def test_who_has_an_executor_is_shown_with_what_the_kernel_and_the_daemons_know_
     words = status(site)
     assert (words.status, alice.name in words.out, "ready" in words.out) == (0, True, True)
     assert "\x1b" not in words.out
+
+
+def test_jobs_that_come_back_stay_counted(site: Site, alice: OsUser) -> None:
+    """An executor that is stopped takes one job at most: two more are handed over, come back, and count as two."""
+    wait_for(lambda: row_of(status(site, "--json"), alice.name)["state"] == "ready", 20, "an executor that is ready")
+    seen = [row_of(status(site, "--json"), alice.name)]
+    os.kill(seen[0]["pid"], signal.SIGSTOP)
+    try:
+        site.server.publish(alice.name)
+        wait_for(lambda: not _look(site, alice, seen)["held"] and not site.server.depth("knime-jobs"), 20, "a full one")
+        taken, before = len(seen), seen[-1]
+        for _ in range(2):
+            site.server.publish(alice.name)
+        wait_for(lambda: _look(site, alice, seen)["returned"] >= before["returned"] + 8, 20, "jobs that come back")
+    finally:
+        os.kill(seen[0]["pid"], signal.SIGCONT)
+    round_about = [row for row in seen[taken:] if row["returned"] >= before["returned"] + 4]
+    assert {row["jobs"] - before["jobs"] for row in round_about} == {2}
+    site.server.results(3)
+
+
+def _look(site: Site, user: OsUser, seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a user's row as it is now, and keep it."""
+    seen.append(row_of(status(site, "--json"), user.name))
+    return seen[-1]
 
 
 def starts_of(site: Site) -> list[dict[str, Any]]:

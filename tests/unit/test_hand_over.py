@@ -343,6 +343,20 @@ def test_a_first_hand_over_waits_behind_what_came_back_of_its_user_and_nobody_el
     assert listener.bodies() == ["a", "other", "a", "new"]
 
 
+def test_a_job_that_comes_back_is_counted_once() -> None:
+    """Each round is a hand-over and a return; of two jobs, of which one comes back again and again, two are counted."""
+    listener = Listener()
+    listener.ready("alice")
+    before = listener.machine.users["alice"].jobs
+    listener.jobs("alice", "one", "two")
+    for _ in range(3):
+        listener.job("alice", "one", handed=True)
+        assert listener.machine.users["alice"].jobs - before == 2
+        listener.wait(1.0)
+    assert listener.machine.users["alice"].jobs - before == 2
+    assert listener.machine.users["alice"].handed_over > 2 + before
+
+
 def test_the_pause_grows_five_percent_a_return_up_to_retry_max_while_nothing_is_accepted() -> None:
     listener = Listener(retry_initial=0.01, retry_max=0.25)
     listener.ready("bob")

@@ -41,7 +41,8 @@ def entry(number: int, state: str = "ready", held: int = 0, pid: int | None = 10
     name = f"user{number:03}"
     return Entry(
         name, name, 2000 + number, pid and pid + number, state,
-        since=NOW - 60, memory=2**31, cpu_seconds=5.0, cpu_share=0.5, handed_over=7, returned=2, held=held, parked=0,
+        since=NOW - 60, memory=2**31, cpu_seconds=5.0, cpu_share=0.5,
+        jobs=5, handed_over=8, returned=4, held=held, parked=0,
     )  # fmt: skip
 
 

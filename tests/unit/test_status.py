@@ -92,6 +92,7 @@ def test_the_document_is_one_line_with_the_keys_that_operators_rely_on(path: Pat
             "user": "u0",
             "state": "starting",
             "held": 1,
+            "jobs": 0,
             "handed_over": 0,
             "returned": 0,
             "parked": 0,
