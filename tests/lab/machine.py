@@ -73,12 +73,12 @@ class Machine:
 
     def run(self, *command: str, check: bool = True, seconds: float = 120.0) -> str:
         """Run a command inside as root; give what it printed, errors included."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "-w", "env", "-i", f"PATH={PATH}", "LANG=C.UTF-8"]
         return self._run(*inside, *command, check=check, seconds=seconds)
 
     def status(self, *command: str) -> int:
         """Run a command inside; give its exit status."""
-        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "env", "-i", f"PATH={PATH}"]
+        inside = ["nsenter", "-t", str(self._init), "-a", "-r", "-w", "env", "-i", f"PATH={PATH}"]
         return subprocess.run([*inside, *command], capture_output=True, check=False, cwd="/").returncode
 
     @contextmanager
