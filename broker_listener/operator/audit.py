@@ -3,7 +3,6 @@
 It reads the log's files and nothing else; root and members of the log's group (``adm``) can. It changes nothing.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from broker_listener.operator.audit_log.chain import Chain, Fault, Kind, verifie
 from broker_listener.operator.audit_log.follow import following
 from broker_listener.operator.audit_log.records import Query, Reader, Record, last_of, parse_time
 from broker_listener.operator.outcome import Outcome, Stopped
-from broker_listener.operator.output import manual, print_json, print_line, say, width
+from broker_listener.operator.output import as_json, manual, print_json, print_line, say, width
 from protocol.settings import shown_key
 
 _LOG: Final = click.option(
@@ -78,7 +77,7 @@ def command() -> None:
 @click.option("--until", metavar="TIME", help="Before.")
 @click.option("--lines", "-n", type=click.IntRange(0), default=100, show_default=True, help="The last N; 0: all.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is recorded from now on.")
-@click.option("--json", "as_json", is_flag=True, help="Print each record as one line of JSON, with its hash.")
+@click.option("--json", "as_json", is_flag=True, help="Print each record as one line of JSON.")
 @_LOG
 @click.pass_obj
 def show(  # noqa: PLR0913, PLR0917 - one argument an option
@@ -192,7 +191,7 @@ def _time(option: str, text: str | None) -> float | None:
 def _json_lines(records: Iterable[Record], *, headed: bool = True) -> Iterator[str]:
     del headed
     for record in records:
-        yield json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True).replace("\x7f", "\\u007f")
+        yield as_json(record, indent=None)
 
 
 def _judge_beginning(chain: Chain, oldest: files.LogFile, keep_days: int) -> None:

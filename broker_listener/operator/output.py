@@ -7,7 +7,7 @@ change the direction of writing, are shown as escapes, and what is long is cut. 
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from textwrap import dedent, fill
@@ -22,6 +22,8 @@ UNLIMITED_WIDTH: Final = 10_000
 """Columns of what is no terminal: there a table is read by a program, or by a pager, and nothing is cut for it."""
 MIN_WIDTH: Final = 10
 """Columns below which no value is cut: then the terminal wraps the line."""
+JSON_VERSION: Final = 1
+"""Of every form that ``--json`` prints. It grows when a key goes or changes its meaning, not when one is added."""
 UNKNOWN: Final = "-"
 """Stands where a table has no value."""
 
@@ -41,14 +43,14 @@ def escaped(text: object, limit: int = 200) -> str:
     return "".join(character if _is_harmless(character) else _escape(character) for character in cut)
 
 
-def as_json(value: object, *, indent: int | None = 2) -> str:
-    """Give JSON in printable ASCII."""
-    text = json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
+def as_json(value: Mapping[str, object], *, indent: int | None = 2) -> str:
+    """Return an object as JSON in printable ASCII, with the version of its form first; docs/json.md has the forms."""
+    text = json.dumps({"v": JSON_VERSION, **value}, indent=indent, ensure_ascii=True, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # DEL is the one control character that json leaves as it is
 
 
-def print_json(value: object, *, indent: int | None = 2) -> None:
-    """Print JSON; with ``indent=None`` it is one line."""
+def print_json(value: Mapping[str, object], *, indent: int | None = 2) -> None:
+    """Print an object as JSON; with ``indent=None`` it is one line."""
     sys.stdout.write(as_json(value, indent=indent) + "\n")
 
 

@@ -60,7 +60,10 @@ def test_stop_ends_when_the_executor_has_ended_and_says_so(helper: HelperUnderTe
     )
     assert helper.wait_for_event(user=alice.name, event="stopped")["peer"]["uid"] == 0
     second = said(helper, "stop", alice.name, "--json")
-    assert (second.status, second.json) == (1, {"user": alice.name, "result": "absent", "pid": None, "seconds": None})
+    assert (second.status, second.json) == (
+        1,
+        {"v": 1, "user": alice.name, "result": "absent", "pid": None, "seconds": None},
+    )
 
 
 def test_stop_waits_for_one_that_ignores_sigterm_and_gives_up_when_it_was_told_to(
@@ -106,7 +109,7 @@ def test_drain_lasts_over_a_restart_of_the_helper_until_undrain(helper: HelperUn
     helper.stop()
     helper.start_again()
     assert helper.client().ensure(alice.name)["reason"] == "draining"
-    assert said(helper, "undrain", "--json").json == {"draining": False, "executors": []}
+    assert said(helper, "undrain", "--json").json == {"v": 1, "draining": False, "executors": []}
     started(helper, alice)
 
 

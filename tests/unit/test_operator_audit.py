@@ -305,6 +305,12 @@ def test_records_are_found_by_every_condition_that_is_given() -> None:
     assert matching(Query(), [b"garbage\n", b"[]\n", b"[" * 9000, lines[0]]) == ([1], 3)
 
 
+@pytest.mark.parametrize("line", [b'{"time": NaN}', b'{"time": -Infinity}', b'{"time": 1e999}', b'{"user": "\xff"}'])
+def test_a_record_that_no_other_reader_takes_is_none(line: bytes) -> None:
+    """Python's json reads it, and could not print it again as JSON that other programs read."""
+    assert matching(Query(), [line]) == ([], 1)
+
+
 def test_the_last_records_are_given_in_their_order() -> None:
     records = [{"seq": number} for number in range(9)]
     assert list(last_of(iter(records), 3)) == records[-3:]

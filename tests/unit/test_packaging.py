@@ -116,7 +116,7 @@ def test_the_package_holds_the_staged_tree_its_documents_and_nothing_else(tmp_pa
     package = Path(run("systemd/package", "deb", "--output", tmp_path).strip())
     run("dpkg-deb", "--raw-extract", package, tmp_path / "tree")
     staged = {f"{name}.gz" if "/man/" in name else name for name in STAGED}
-    documents = {"README.md.gz", "SECURITY.md.gz", "changelog.Debian.gz", "copyright"}
+    documents = {"README.md.gz", "SECURITY.md.gz", "json.md.gz", "changelog.Debian.gz", "copyright"}
     control = {"control", "conffiles", "md5sums", "postinst", "postrm", "prerm"}
     assert files(tmp_path / "tree") == {
         *staged,

@@ -28,7 +28,7 @@ from protocol.messages import FailedReason, RefusedReason  # noqa: E402
 from root_helper.config import HelperConfig  # noqa: E402
 
 README = ROOT / "README.md"
-DOCUMENTS = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "protocol/PROTOCOL.md"]
+DOCUMENTS = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "protocol/PROTOCOL.md", "docs/json.md"]
 BEGIN, END = "<!-- generated: per-user machine -->\n", "<!-- end -->\n"
 
 

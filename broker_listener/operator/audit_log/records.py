@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from typing import Final
 
 Record = Mapping[str, object]
@@ -52,7 +53,7 @@ class Reader:
             if self._cannot_match(line):
                 continue
             try:
-                record = json.loads(line)
+                record = _DECODER.decode(line.decode("utf-8"))
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
@@ -88,6 +89,17 @@ def parse_time(text: str, *, now: float, end: bool = False) -> float:
     return moment.timestamp()
 
 
+def _no_json(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if isfinite(number) else _no_json(text)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_json, parse_float=_finite)
+"""For what can be printed as JSON again: Python's own reads NaN, Infinity and 1e999, which no other reader takes."""
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 _DATE: Final = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}", re.ASCII)
