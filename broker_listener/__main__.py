@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from broker_listener import standard_streams
 from broker_listener.config import ListenerConfig, NoPassword, load, read_password
 from broker_listener.notify import Notify
 from protocol.settings import SettingsError
@@ -20,6 +21,10 @@ CONFIGURATION_FAULT: Final = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status."""
+    return standard_streams.run(lambda: _run(arguments), "knime-broker-listener")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     try:
         config = load(given.config)
@@ -53,8 +58,11 @@ def _serve(config: ListenerConfig) -> int:
 
 
 def _fault(*faults: str) -> int:
-    for fault in faults:
-        sys.stderr.write(fault.encode("ascii", "backslashreplace").decode() + "\n")
+    try:
+        for fault in faults:
+            sys.stderr.write(fault.encode("ascii", "backslashreplace").decode() + "\n")
+    except standard_streams.OutputLost:  # the exit status says it, too, and so does systemd's status line
+        standard_streams.silence()
     notify = Notify()
     notify.failed("; ".join(faults))
     notify.close()

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from broker_listener import VERSION
+from broker_listener import VERSION, standard_streams
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import manual, say
 
@@ -85,6 +85,7 @@ class LazyGroup(click.Group):
           3    a daemon or the broker cannot be reached
           4    not permitted: most of it is for root
           130  interrupted
+          141  what was printed was not read to its end; what the command does is done
         """
     ),
 )
@@ -104,8 +105,10 @@ def group(context: click.Context, config_dir: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # what a terminal's charset lacks
+    return standard_streams.run(lambda: _run(arguments), "knime-peruser")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         outcome = group.main(arguments, "knime-peruser", standalone_mode=False)
     except click.Abort:

@@ -102,6 +102,7 @@ def show(  # noqa: PLR0913, PLR0917 - one argument an option
         for text in shown(last_of(reader.matching(line for file in there for line in files.lines(file)), lines)):
             print_line(text)
         if follow:
+            sys.stdout.flush()
             with suppress(KeyboardInterrupt):  # that is how one ends it
                 for text in shown(reader.matching(following(path, there)), headed=False):
                     print_line(text)
