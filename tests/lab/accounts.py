@@ -11,7 +11,7 @@ import os
 import pwd
 import secrets
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,21 @@ def _own_ids(*kinds: str) -> list[str]:
     ]
 
 
+def free_prefix(stem: str, names: Sequence[str], made: Collection[str]) -> str | None:
+    """Return the first of ``stem-``, ``stem2-`` ... with which NSS knows no such user or group but those ``made``.
+
+    One that has names that were made comes first: an earlier run had it, and is taken back. None if all are taken.
+    """
+    prefixes = [f"{stem}{number}-" for number in ("", *range(2, 10))]
+    free = [
+        prefix
+        for prefix in prefixes
+        if not any(_is_known(prefix + name) for name in names if prefix + name not in made)
+    ]
+    used = [prefix for prefix in free if any(prefix + name in made for name in names)]
+    return next(iter([*used, *free]), None)
+
+
 def end_processes(uids: Sequence[int]) -> None:
     """End every process of these uids: those of accounts that were made for a run."""
     for process in list(processes_of(uids)):
@@ -230,6 +245,10 @@ def _locked(how: int) -> int:
             os.close(lock)
             raise
         os.close(lock)  # another run removed the file meanwhile
+
+
+def _is_known(name: str) -> bool:
+    return uid_of(name) is not None or _group_exists(name)
 
 
 def _group_exists(name: str) -> bool:
