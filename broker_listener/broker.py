@@ -20,6 +20,7 @@ from pika.exceptions import AMQPError
 from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_password, tls_context
 from broker_listener.link import Losable, Lost, Role
 from broker_listener.properties import RawProperties
+from broker_listener.secret_text import doubt
 
 FRAME_MAX: Final = 131072
 HEARTBEAT: Final = 30
@@ -185,12 +186,19 @@ async def connect(config: BrokerConfig, url: BrokerUrl, role: Role) -> Connectio
     opened: asyncio.Future[None] = loop.create_future()
     closed: asyncio.Future[str] = loop.create_future()
 
+    try:
+        password = read_password(config)
+    except NoPassword as error:
+        raise Lost(str(error)) from None
+    hint = f"; the password {said}" if (said := doubt(password)) else ""
+
     def failed(_raw: object, error: object) -> None:
         if not opened.done():
-            opened.set_exception(Lost(_reason(error)))
+            reason = _reason(error)
+            opened.set_exception(Lost(f"{reason}{hint}" if _REFUSED in reason else reason))
 
     raw = _BatchingConnection(
-        _parameters(config, url, role.name),
+        _parameters(config, url, role.name, password),
         on_open_callback=partial(_settle, opened),
         on_open_error_callback=failed,
         on_close_callback=lambda _raw, error: _settle(closed, _reason(error)),
@@ -232,12 +240,9 @@ class _BatchingConnection(AsyncioConnection):  # type: ignore[misc]  # pika has 
             super()._adapter_emit_data(data)
 
 
-def _parameters(config: BrokerConfig, url: BrokerUrl, role: str) -> pika.ConnectionParameters:
+def _parameters(config: BrokerConfig, url: BrokerUrl, role: str, password: str) -> pika.ConnectionParameters:
     try:
-        password = read_password(config)
         tls = pika.SSLOptions(tls_context(config), url.host) if url.tls else None
-    except NoPassword as error:
-        raise Lost(str(error)) from None
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise Lost(f"the certificates of broker.ca_file, client_cert_file cannot be used: {error}") from None
     return pika.ConnectionParameters(
@@ -296,6 +301,7 @@ def _reason(error: object) -> str:
 
 
 _CLOSED_BY_US: Final = "0 "
+_REFUSED: Final = "ACCESS_REFUSED"
 _HINTS: Final = {
     403: " (look at the account's password and permissions)",
     404: " (KNIME Server makes it, it is waited for)",

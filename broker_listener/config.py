@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from broker_listener.host_messages import is_host_name
+from broker_listener.secret_text import MAX_BYTES, NotOneLineError, one_line
 from protocol.settings import SettingsError, one_of, settings, within
 
 ROOT_PASSWORD: Final = Path("/etc/knime-peruser/broker-password")
@@ -170,22 +171,22 @@ def parse_listen(listen: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Add
 
 
 def read_password(config: BrokerConfig) -> str:
-    """Read the broker's password: one line, of which a newline at the end is no part. Read it at each connect.
+    """Read the broker's password: one line, of which its end is no part. Read it at each connect.
 
     Raises:
-        NoPassword: it is nowhere, cannot be read, or is empty.
+        NoPassword: it is nowhere, cannot be read, is empty, or is no single line.
     """
     for path, required in _password_files(config):
         try:
-            text = path.read_text("utf-8").removesuffix("\n")
+            text = one_line(read_secret(path))
         except FileNotFoundError:
             if not required:
                 continue
             raise NoPassword(f"{path}: does not exist; write the broker's password into it") from None
         except OSError as error:
             raise NoPassword(f"{path}: cannot be read: {error.strerror}; it holds the broker's password") from None
-        except UnicodeDecodeError:
-            raise NoPassword(f"{path}: is not UTF-8; it holds the broker's password") from None
+        except NotOneLineError as error:
+            raise NoPassword(f"{path}: {error}; it holds the broker's password") from None
         if text not in ("", _PLACEHOLDER):
             return text
         if required:
@@ -194,6 +195,12 @@ def read_password(config: BrokerConfig) -> str:
         f"no password for the broker: write it into {ROOT_PASSWORD} (root, mode 0600), which the unit passes on as the"
         " credential broker-password, and restart; or set broker.password_file"
     )
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a file of one line, and no more of one that does not end; raises OSError."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _password_files(config: BrokerConfig) -> Iterator[tuple[Path, bool]]:

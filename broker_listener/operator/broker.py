@@ -22,6 +22,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 from broker_listener.config import BrokerConfig, BrokerUrl, parse_url, tls_context
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.properties import RawProperties
+from broker_listener.secret_text import doubt
 
 TIMEOUT: Final = 10.0
 MAX_BLOCKED: Final = 60.0
@@ -322,7 +323,9 @@ def connect(config: BrokerConfig, url: BrokerUrl, account: str, password: str) -
         )
         return Session(pika.BlockingConnection(parameters), url, account)
     except (AMQPError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise CannotConnect(reason(error)) from None
+        why = reason(error)
+        hint = f"; the password {said}" if "ACCESS_REFUSED" in why and (said := doubt(password)) else ""
+        raise CannotConnect(f"{why}{hint}") from None
 
 
 def reason(error: object) -> str:

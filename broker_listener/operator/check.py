@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from broker_listener.config import parse_url
+from broker_listener.config import parse_url, read_secret
 from broker_listener.operator.check_page import UNKNOWN, counts, print_findings, print_for_nagios, worst
 from broker_listener.operator.checks import account, daemons, host, hosts, installation, knime, processes, workspaces
 from broker_listener.operator.checks.finding import (
@@ -32,6 +32,7 @@ from broker_listener.operator.management import Management, named
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import escaped, manual, print_json, print_line
 from broker_listener.operator.unprivileged import become
+from broker_listener.secret_text import NotOneLineError, one_line
 
 LOCAL: Final[tuple[Question, ...]] = (
     *account.QUESTIONS,
@@ -207,8 +208,8 @@ def _passwords(configuration: Configuration) -> tuple[str | None, str | None]:
         listener = None
     executors = Path(configuration.helper.executor.msgq_file or configuration.directory / "executor-msgq")
     try:
-        return listener, executors.read_text("utf-8", "replace")
-    except OSError:
+        return listener, one_line(read_secret(executors))
+    except (OSError, NotOneLineError):  # daemons.executor-msgq says so
         return listener, None
 
 

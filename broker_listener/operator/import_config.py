@@ -77,7 +77,7 @@ def command(  # noqa: PLR0913 - click gives each option as an argument
     """Read, write, print."""
     output = output or directory
     old, unknown = read(old_file)
-    listed = user_names.read_text("utf-8", "replace").splitlines() if user_names else []
+    listed = user_names.read_text("utf-8-sig", "replace").splitlines() if user_names else []
     names = decide(
         old.local_knime_user_os_user_mapping, [name.strip() for name in listed], set(workspaces.names_of(old))
     )

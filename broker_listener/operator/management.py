@@ -21,7 +21,9 @@ from urllib.request import (
     Request,
 )
 
+from broker_listener.config import read_secret
 from broker_listener.operator.outcome import Outcome, Stopped
+from broker_listener.secret_text import NotOneLineError, doubt, one_line
 
 TIMEOUT: Final = 5.0
 MAX_ANSWER: Final = 2**24
@@ -41,6 +43,8 @@ class Management:
     vhost: str
     credentials: str = field(repr=False)
     ca_file: str = ""
+    doubt: str | None = None
+    """What in the password was probably not meant."""
 
     def queue(self, name: str) -> Object | None:
         """Give a queue, None where there is none."""
@@ -82,7 +86,8 @@ class Management:
         except HTTPError as error:
             if error.code == 404:
                 return None
-            raise Unavailable(f"{self.base}: {error.code} {error.reason}{_HINTS.get(error.code, '')}") from None
+            hint = f"; the password {self.doubt}" if error.code == 401 and self.doubt else ""
+            raise Unavailable(f"{self.base}: {error.code} {error.reason}{_HINTS.get(error.code, '')}{hint}") from None
         except (URLError, OSError, ValueError) as error:
             raise Unavailable(f"{self.base}: {getattr(error, 'reason', error)}") from None
 
@@ -96,11 +101,13 @@ def named(url: str, password_file: Path, vhost: str, ca_file: str) -> Management
     if (base := _base(url)) is None:
         raise Stopped(Outcome.USAGE, "--management: http[s]://ACCOUNT@HOST:15672 is expected, without a password")
     try:
-        password = password_file.read_text("utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        password = one_line(read_secret(password_file))
+    except OSError as error:
         raise Stopped(Outcome.USAGE, f"--management-password-file: {password_file} cannot be read: {error}") from None
+    except NotOneLineError as error:
+        raise Stopped(Outcome.USAGE, f"--management-password-file: {password_file} {error}") from None
     credentials = base64.b64encode(f"{base[1]}:{password}".encode()).decode("ascii")
-    return Management(base[0], vhost, credentials, ca_file)
+    return Management(base[0], vhost, credentials, ca_file, doubt(password))
 
 
 def _base(url: str) -> tuple[str, str] | None:

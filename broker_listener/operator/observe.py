@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from broker_listener.config import BrokerConfig, parse_url
+from broker_listener.config import BrokerConfig, parse_url, read_secret
 from broker_listener.operator.configuration import Configuration, broker_password, load
 from broker_listener.operator.management import Management, Unavailable, named
 from broker_listener.operator.observing import broker as managed
@@ -22,6 +22,7 @@ from broker_listener.operator.observing.verdict import Seen, mode, remarks
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.operator.output import escaped, manual, print_json, print_line, say
 from broker_listener.operator.unprivileged import become
+from broker_listener.secret_text import NotOneLineError, one_line
 
 MANAGEMENT_SETTLES: Final = 6.0
 """Seconds until the management interface shows what has just happened; it collects every five."""
@@ -190,9 +191,11 @@ def _access(
     management = named(manager[0], manager[1], url.vhost, broker.ca_file) if manager[0] and manager[1] else None
     if watcher[0] and watcher[1]:
         try:
-            return Access(watcher[0], watcher[1].read_text("utf-8").removesuffix("\n"), management)
-        except (OSError, UnicodeDecodeError) as error:
+            return Access(watcher[0], one_line(read_secret(watcher[1])), management)
+        except OSError as error:
             raise Stopped(Outcome.NOT_PERMITTED, f"--password-file: {error}") from None
+        except NotOneLineError as error:
+            raise Stopped(Outcome.USAGE, f"--password-file: {watcher[1]} {error}") from None
     return Access(url.user, broker_password(configuration), management)
 
 

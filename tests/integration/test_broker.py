@@ -726,6 +726,25 @@ def test_a_wrong_password_is_a_state_and_a_corrected_one_is_used(
     assert right.strip() not in caplog.text
 
 
+def test_what_was_not_meant_in_a_password_is_named_where_it_is_refused(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A blank is used as it is, since it may be meant; CR LF never is; a mark or a second line is never tried."""
+    right = setting.password_file.read_text().strip()
+
+    async def check(broker: Broker, _events: Events) -> None:
+        await true(lambda: broker.state.count("; the password ends with a blank") == 2)
+        for content, said in {f"\ufeff{right}\n": "byte order mark", f"{right}\nold\n": "more than one line"}.items():
+            setting.password_file.write_text(content)
+            await true(lambda: broker.state.count(said) == 2)  # noqa: B023 - it is awaited here
+        setting.password_file.write_bytes(f"{right}\r\n".encode())
+        await true(lambda: broker.state.count("up at") == 2)
+
+    setting.password_file.write_text(f"{right} \n")
+    setting.run(check)
+    assert right not in caplog.text
+
+
 def test_a_vhost_that_does_not_exist_is_a_state(setting: Setting) -> None:
     async def check(broker: Broker, _events: Events) -> None:
         await true(lambda: broker.state.count("nowhere") == 2)

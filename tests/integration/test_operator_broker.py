@@ -124,6 +124,9 @@ def test_a_wrong_password_and_a_dead_port_are_said_without_the_password(broker: 
     with pytest.raises(CannotConnect, match="403") as error:
         connect(BrokerConfig(), url, url.user, "s3cret-and-wrong")
     assert "s3cret" not in str(error.value)
+    assert "blank" not in str(error.value)
+    with pytest.raises(CannotConnect, match="the password begins with a blank"):
+        connect(BrokerConfig(), url, url.user, f" {broker.listener.password}")
     with (
         pytest.raises(Stopped, match="cannot connect") as stopped,
         session(BrokerConfig(urls=("amqp://knime@127.0.0.1:1/%2F",)), "s3cret"),

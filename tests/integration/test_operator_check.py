@@ -135,6 +135,27 @@ def test_executors_that_may_publish_are_a_warning_until_it_is_accepted(sound: Ch
     assert sound.managed(*(word for name in THIS_MACHINE for word in ("--accept", name))).returncode == 1
 
 
+def test_a_uid_that_another_account_has_now_is_a_fault(sound: Checked) -> None:
+    """A deleted user's workspace and temp directory are not harmless once somebody else was given the uid."""
+    gone = sound.site.accounts.user("gone")
+    directories = (sound.installation.workspace(gone), sound.installation.temp / gone.name)
+    for directory in directories:
+        directory.mkdir()
+        os.chown(directory, gone.uid, gone.gid)
+    subprocess.run(["userdel", gone.name], check=True)
+    assert sound.wrong()["workspaces.owners"][0] == "warning"
+    heir = sound.site.accounts.user("heir", options=["--uid", str(gone.uid)])
+    try:
+        found = sound.wrong()
+    finally:
+        for directory in directories:
+            directory.rmdir()
+    for subject in ("workspaces.owners", "temp.owners"):
+        level, seen = found[subject]
+        assert level == "fault"
+        assert f"nobody is called {gone.name}, and {heir.name} has uid {gone.uid} now" in seen
+
+
 @contextmanager
 def mounted(directory: Path, kind: str, options: str) -> Iterator[None]:
     """Have a file system there for a time."""

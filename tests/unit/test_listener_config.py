@@ -190,8 +190,8 @@ def test_the_password_is_the_files_then_the_credential_then_roots(
     (nowhere / "credentials" / "broker-password").write_text("-")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(nowhere / "credentials"))
     assert c.read_password(c.BrokerConfig()) == "roots"
-    (nowhere / "credentials" / "broker-password").write_text("credential\n\n")
-    assert c.read_password(c.BrokerConfig()) == "credential\n"
+    (nowhere / "credentials" / "broker-password").write_bytes(b"credential\r\n\n")
+    assert c.read_password(c.BrokerConfig()) == "credential"
     (nowhere / "file").write_text("files: p@ss w\u00f6rd")
     assert c.read_password(c.BrokerConfig(password_file=str(nowhere / "file"))) == "files: p@ss w\u00f6rd"
 
@@ -209,7 +209,20 @@ def test_a_missing_password_says_where_it_belongs() -> None:
         c.read_password(c.BrokerConfig())
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "does not exist"), (b"\n", "is empty"), (b"\xff", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "does not exist"),
+        (b"\n", "is empty"),
+        (b"\r\n", "is empty"),
+        (b"\xff", "not UTF-8"),
+        (b"\xef\xbb\xbfs3cret\n", "byte order mark"),
+        (b"\xff\xfes\0", "UTF-16"),
+        (b"s3cret\nsecond\n", "more than one line"),
+        (b"s3cret\0", "control character"),
+        (b"s" * 5000, "longer than 4096 bytes"),
+    ],
+)
 def test_a_password_file_that_cannot_be_used_is_named(nowhere: Path, content: bytes | None, why: str) -> None:
     path = nowhere / "pw"
     if content is not None:

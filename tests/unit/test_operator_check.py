@@ -185,6 +185,10 @@ def write(path: str, text: str) -> Callable[[Host], object]:
     return lambda host: host.write(path, text)
 
 
+def holding(credential: str, text: str) -> Callable[[Host], object]:
+    return lambda host: (host.root / "etc/knime-peruser" / credential).write_text(text, "utf-8")
+
+
 def ini(old: str, new: str) -> Callable[[Host], object]:
     return write("opt/knime/knime.ini", SOUND_INI.replace(old, new))
 
@@ -211,10 +215,10 @@ def server_config(text: str) -> Callable[[Host], object]:
     return lambda host: setattr(host, "server_config", host.write("knime-server.config", text))
 
 
-def workspace(name: str, uid: int) -> Callable[[Host], object]:
+def workspace(name: str, uid: int, tree: str = "workspaces") -> Callable[[Host], object]:
     def make(host: Host) -> None:
-        (host.root / "srv/knime/workspaces" / name).mkdir()
-        os.chown(host.root / "srv/knime/workspaces" / name, uid, 0)
+        (host.root / "srv/knime" / tree / name).mkdir()
+        os.chown(host.root / "srv/knime" / tree / name, uid, 0)
 
     return make
 
@@ -347,7 +351,13 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
         changed(workspace_checks.os, "statvfs", lambda _: NO_INODES), "audit.room", Level.WARNING, "make room"),
     "a workspace of somebody else": (
         workspace("daemon", 1234), "workspaces.owners", Level.WARNING, "chown -R daemon"),
-    "a workspace of nobody": (workspace("kpr-gone", 1234), "workspaces.owners", Level.WARNING, "keep or remove"),
+    "a workspace of nobody": (workspace("kpr-gone", 1234), "workspaces.owners", Level.WARNING, "or remove it"),
+    "a workspace of nobody that is root's": (
+        workspace("kpr-gone", 0), "workspaces.owners", Level.WARNING, "keep or remove"),
+    "a workspace of nobody, whose uid is somebody else's now": (
+        workspace("kpr-gone", 1), "workspaces.owners", Level.FAULT, "-hR root:root /srv/knime/workspaces/kpr-gone"),
+    "a temp directory of nobody, whose uid is somebody else's now": (
+        workspace("kpr-gone+Gone", 1, "temp"), "temp.owners", Level.FAULT, "chown -hR root:root /srv/knime/temp/kpr"),
     "a workspace with a KNIME name, of somebody else": (
         workspace("daemon+Daemon", 1234), "workspaces.owners", Level.WARNING, "chown -R daemon"),
     "the predecessor's temp": (workspace("daemon_temp", 1), "workspaces.owners", Level.WARNING, "remove"),
@@ -408,6 +418,18 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
         chmod("etc/knime-peruser/broker-password", 0o644), "daemons.broker-password", Level.FAULT, "change the"),
     "no credential": (
         unlink("etc/knime-peruser/executor-msgq"), "daemons.executor-msgq", Level.FAULT, "install -m 0600"),
+    "a credential with a byte order mark": (
+        holding("broker-password", "\ufeffs3cret\n"), "daemons.broker-password", Level.FAULT,
+        "one line without blanks"),
+    "a credential of two lines": (
+        holding("executor-msgq", "amqp://e:p@h\n#\n"), "daemons.executor-msgq", Level.FAULT,
+        "one line without blanks"),
+    "a password with a blank at its end": (
+        holding("broker-password", "s3cret \n"), "daemons.broker-password", Level.WARNING,
+        "one line without blanks"),
+    "a URL with a blank at its end": (
+        holding("executor-msgq", "amqp://e:p@h \n"), "daemons.executor-msgq", Level.FAULT,
+        "one line without blanks"),
     "an empty credential": (
         lambda host: (host.root / "etc/knime-peruser/executor-msgq").write_text(""),
         "daemons.executor-msgq", Level.FAULT, "write it"),
@@ -516,6 +538,21 @@ def test_a_name_service_that_hangs_is_waited_for_once() -> None:
 def test_the_profile_is_where_the_advice_has_it_copied_from() -> None:
     layout = (Path(__file__).parents[2] / "systemd/packaging/layout.py").read_text("utf-8")
     assert f'examples="{EXAMPLES}"' in layout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("s3cret\r\n\n", "and one line"), ("\ufeffs3cret", "byte order mark"), ("s3cret\n#", "more than one line"),
+        (" s3cret", "begins with a blank"), ("s3cret\u00a0", "ends with a blank"), ("s3\u200bcret", "cannot be seen"),
+    ],
+)  # fmt: skip
+def test_what_was_not_meant_in_a_password_is_named(host: Host, text: str, said: str) -> None:
+    """CR LF and further line ends are nobody's mistake; nothing of the password is quoted."""
+    holding("broker-password", text)(host)
+    (found,) = [finding for finding in host.findings() if finding.subject == "daemons.broker-password"]
+    assert said in found.seen
+    assert "s3" not in f"{found.seen} {found.advice}"
 
 
 def test_no_finding_quotes_a_credential(host: Host) -> None:

@@ -83,6 +83,17 @@ def test_every_documented_key_arrives_or_is_named_with_the_reason(tmp_path: Path
     assert SECRET not in printed
 
 
+def test_a_list_of_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Windows' editors write one; it is no part of the first name."""
+    (tmp_path / "names").write_text("\ufeffBob\r\n", "utf-8")
+    (tmp_path / "names-without").write_text("Bob\n", "utf-8")
+    for place, names in (("one", "names"), ("two", "names-without")):
+        (tmp_path / place / "workspaces/bob").mkdir(parents=True)
+        folder = {"knime_workspace_parent_folder": str(tmp_path / place / "workspaces")}
+        imported = Imported(tmp_path / place, folder, "--user-names", str(tmp_path / names))
+        assert imported.toml("helper.toml")["workspace"]["names"] == {"bob": "Bob"}
+
+
 def test_what_is_written_is_what_both_daemons_take(tmp_path: Path) -> None:
     imported = Imported(tmp_path, {"rabbitmq_host_name": ["b1", "b2"]})
     load_listener(imported.directory / "listener.toml")

@@ -164,7 +164,7 @@ def _executors(broker: BrokerConfig, secrets: Secrets) -> Iterator[Finding]:
     """Ask whether the executors' account works, is another one, and what it may do."""
     subject = "broker.executors"
     if secrets.executors is None:
-        yield not_asked(subject, "the executors' broker URL could not be read", "run this as root")
+        yield not_asked(subject, "the executors' broker URL could not be read", "run this as root; it is one line")
         return
     try:
         url, password = _first_of(secrets.executors)

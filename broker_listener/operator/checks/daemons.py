@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from broker_listener.config import read_secret
 from broker_listener.operator.checks.finding import (
     Finding,
     Inputs,
@@ -22,6 +23,7 @@ from broker_listener.operator.checks.finding import (
     open_to_others,
     warning,
 )
+from broker_listener.secret_text import NotOneLineError, doubt, one_line
 
 _PLACES: Final = ("/usr/sbin", "/usr/local/sbin")
 
@@ -71,8 +73,26 @@ def _credential(inputs: Inputs, name: str, configured: str, reader: str | None) 
         yield fault(subject, seen, f"chown {whose} {path} && chmod 0600 {path}, and change the password")
     elif not status.st_size:
         yield fault(subject, f"{path} is empty", "write it, then restart both daemons")
+    elif (found := _content(inputs, name, path)) is not None:
+        yield found
     else:
-        yield ok(subject, f"{path} is there and closed to others")
+        yield ok(subject, f"{path} is there, closed to others, and one line")
+
+
+def _content(inputs: Inputs, name: str, path: str) -> Finding | None:
+    """Return what is wrong with what a credential holds, nothing of it; None if nothing is, or it cannot be read."""
+    subject, advice = f"daemons.{name}", f"write {path} anew, one line without blanks, then restart both daemons"
+    try:
+        secret = one_line(read_secret(inputs.at(path)))
+    except NotOneLineError as error:
+        return fault(subject, f"{path} {error}", advice)
+    except PermissionError:
+        return None
+    if (said := doubt(secret)) is None:
+        return None
+    if name == "broker-password":
+        return warning(subject, f"{path} {said}: is that meant?", advice)
+    return fault(subject, f"{path} {said}, which no URL does", advice)
 
 
 def files(inputs: Inputs) -> Iterator[Finding]:

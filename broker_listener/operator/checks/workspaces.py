@@ -10,6 +10,7 @@ from typing import Final
 from broker_listener.operator.checks.finding import (
     Finding,
     Inputs,
+    Level,
     Question,
     fault,
     not_asked,
@@ -72,21 +73,34 @@ def room(inputs: Inputs) -> Iterator[Finding]:
 
 
 def owners(inputs: Inputs) -> Iterator[Finding]:
-    """Ask whether every workspace belongs to the account whose name it bears."""
-    subject, path = "workspaces.owners", inputs.configuration.helper.executor.workspaces
-    if not (directory := inputs.at(path)).is_dir():
-        return
+    """Ask whether every workspace and temp directory belongs to the account whose name it bears."""
+    for key, path in _trees(inputs).items():
+        if inputs.at(path).is_dir():
+            yield from _owners(inputs, f"{key}.owners", path)
+
+
+def _owners(inputs: Inputs, subject: str, path: str) -> Iterator[Finding]:
+    directory = inputs.at(path)
     names = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))[:MAX_DIRECTORIES]
-    if (uids := _uids(inputs, names)) is None:
+    accounts = _accounts(inputs, {_account(name) for name in names})
+    owners = {os.lstat(directory / name).st_uid for name in names}
+    others = None if accounts is None else _accounts(inputs, {str(uid) for uid in owners - {*accounts.values()}})
+    if accounts is None or others is None:
         yield not_asked(subject, "the name service does not answer in time", "time getent passwd NAME")
         return
-    strange = [found for name in names if (found := _stranger(directory / name, path, uids))]
+    holders = {uid: name for name, uid in {**others, **accounts}.items()}
+    strange = [found for name in names if (found := _stranger(directory / name, path, accounts, holders))]
     if not strange:
-        yield ok(subject, f"{len(names)} workspaces, each its own account's")
+        yield ok(subject, f"{path}: {len(names)} directories, each its own account's")
         return
+    strange.sort(key=lambda one: one.level is not Level.FAULT)
     more = f"; {len(strange) - MAX_NAMED} more" if len(strange) > MAX_NAMED else ""
-    advice = "; ".join(cure for _, cure in strange[:MAX_NAMED])
-    yield warning(subject, "; ".join(seen for seen, _ in strange[:MAX_NAMED]) + more, advice)
+    seen = "; ".join(one.seen for one in strange[:MAX_NAMED]) + more
+    advice = "; ".join(one.advice for one in strange[:MAX_NAMED])
+    if strange[0].level is Level.FAULT:
+        yield fault(subject, seen, advice)
+    else:
+        yield warning(subject, seen, advice)
 
 
 def has_acl(directory: Path) -> bool:
@@ -103,38 +117,60 @@ def _trees(inputs: Inputs) -> dict[str, str]:
     return {"workspaces": executor.workspaces, "temp": executor.temp}
 
 
-def _uids(inputs: Inputs, names: list[str]) -> dict[str, int] | None:
-    """Give the uid of each workspace's account that there is; None where the name service does not answer in time.
+def _accounts(inputs: Inputs, keys: set[str]) -> dict[str, int] | None:
+    """Return the uids of accounts by name, asked for by name or uid; None if the name service does not answer in time.
 
     Asked in a process of its own: a directory service that hangs would hold this one for minutes.
     """
-    if not (accounts := {_account(name) for name in names}):
+    if not keys:
         return {}  # without a name getent would list everybody
-    ran = inputs.run(["getent", "passwd", "--", *sorted(accounts)])
+    ran = inputs.run(["getent", "passwd", "--", *sorted(keys)])
     if ran.status is None:
         return None
     lines = [line.split(":") for line in ran.output.splitlines()]
-    return {line[0]: int(line[2]) for line in lines if len(line) > 2 and line[0] in accounts and line[2].isdecimal()}
+    return {
+        line[0]: int(line[2]) for line in lines if len(line) > 2 and line[2].isdecimal() and keys & {line[0], line[2]}
+    }
 
 
 def _account(name: str) -> str:
     return name.partition("+")[0]
 
 
-def _stranger(workspace: Path, parent: str, uids: Mapping[str, int]) -> tuple[str, str] | None:
-    """Say what is wrong with a workspace and what to do, None where nothing is."""
-    status, account = workspace.lstat(), _account(workspace.name)
-    path = f"{parent}/{workspace.name}"
+def _stranger(directory: Path, parent: str, uids: Mapping[str, int], holders: Mapping[int, str]) -> Finding | None:
+    """Return what is wrong with a directory and what to do, None if nothing is.
+
+    ``holders`` are the accounts that have the uids which own something here.
+    """
+    status, account = directory.lstat(), _account(directory.name)
+    path, uid = f"{parent}/{directory.name}", uids.get(account)
     if not stat.S_ISDIR(status.st_mode):
-        return f"{path} is no directory", f"move {path} away"
-    if (uid := uids.get(account)) is None:
-        if workspace.name.endswith("_temp"):
-            return f"{path} was the predecessor's temporary directory", f"remove {path} when nobody misses it"
-        return f"{path} has no account: nobody is called {account}", f"keep or remove {path}; it harms nobody"
-    if status.st_uid != uid:
-        seen = f"{path} belongs to uid {status.st_uid}, {account} is {uid}: no executor starts (workspace_conflict)"
-        return seen, f"if it is theirs: chown -R {account} {path}"
-    return None
+        return _found(Level.WARNING, f"{path} is no directory", f"move {path} away")
+    if uid == status.st_uid:
+        return None
+    holder = holders.get(status.st_uid)
+    if uid is not None:
+        seen = f"{path} belongs to {holder or 'nobody'} (uid {status.st_uid}), {account} is {uid}: no executor starts"
+        return _found(Level.WARNING, f"{seen} (workspace_conflict)", f"if it is theirs: chown -R {account} {path}")
+    return _without_account(path, account, status.st_uid, holder)
+
+
+def _without_account(path: str, account: str, uid: int, holder: str | None) -> Finding:
+    """Return what becomes of a directory whose account is gone: who has its uid has all that is in it."""
+    if uid == 0:
+        return _found(Level.WARNING, f"{path}: nobody is called {account}; it is root's", f"keep or remove {path}")
+    if holder is not None and account != f"{holder}_temp":
+        seen = f"{path}: nobody is called {account}, and {holder} has uid {uid} now: all in it is {holder}'s"
+        return _found(Level.FAULT, seen, f"chown -hR root:root {path}; then keep or remove it")
+    if account.endswith("_temp"):
+        seen = f"{path} was the predecessor's temporary directory"
+        return _found(Level.WARNING, seen, f"remove {path} when nobody misses it")
+    seen = f"{path}: nobody is called {account}; the next account with uid {uid} gets all in it"
+    return _found(Level.WARNING, seen, f"chown -hR root:root {path}, or remove it")
+
+
+def _found(level: Level, seen: str, advice: str) -> Finding:
+    return Finding(level, "", seen, advice)
 
 
 QUESTIONS: Final[tuple[Question, ...]] = (parents, acl, room, owners)
