@@ -21,6 +21,7 @@ from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_pas
 from broker_listener.link import Losable, Lost, Role
 from broker_listener.properties import RawProperties
 from broker_listener.secret_text import doubt
+from broker_listener.strict_x509 import cure
 
 FRAME_MAX: Final = 131072
 HEARTBEAT: Final = 30
@@ -297,7 +298,8 @@ def _reason(error: object) -> str:
             error = arguments[0]
     code, text = getattr(error, "reply_code", None), getattr(error, "reply_text", None)
     said = f"{code} {text}" if code is not None else f"{type(error).__name__}: {error}"
-    return f"{said[:300]}{_HINTS.get(code or 0, '')}".encode("ascii", "backslashreplace").decode()
+    hint = _HINTS.get(code or 0) or (f"; {advice}" if (advice := cure(error)) else "")
+    return f"{said[:300]}{hint}".encode("ascii", "backslashreplace").decode()
 
 
 _CLOSED_BY_US: Final = "0 "

@@ -23,6 +23,7 @@ from broker_listener.config import BrokerConfig, BrokerUrl, parse_url, tls_conte
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.properties import RawProperties
 from broker_listener.secret_text import doubt
+from broker_listener.strict_x509 import cure
 
 TIMEOUT: Final = 10.0
 MAX_BLOCKED: Final = 60.0
@@ -338,7 +339,8 @@ def reason(error: object) -> str:
         elif arguments and isinstance(arguments[0], BaseException):
             error = arguments[0]
     code, text = getattr(error, "reply_code", None), getattr(error, "reply_text", None)
-    return cut(f"{code} {text}" if code is not None else f"{type(error).__name__}: {error}")
+    said = cut(f"{code} {text}" if code is not None else f"{type(error).__name__}: {error}")
+    return f"{said}; {advice}" if (advice := cure(error)) else said
 
 
 def cut(text: str) -> str:

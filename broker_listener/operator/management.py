@@ -24,6 +24,7 @@ from urllib.request import (
 from broker_listener.config import read_secret
 from broker_listener.operator.outcome import Outcome, Stopped
 from broker_listener.secret_text import NotOneLineError, doubt, one_line
+from broker_listener.strict_x509 import cure
 
 TIMEOUT: Final = 5.0
 MAX_ANSWER: Final = 2**24
@@ -89,7 +90,9 @@ class Management:
             hint = f"; the password {self.doubt}" if error.code == 401 and self.doubt else ""
             raise Unavailable(f"{self.base}: {error.code} {error.reason}{_HINTS.get(error.code, '')}{hint}") from None
         except (URLError, OSError, ValueError) as error:
-            raise Unavailable(f"{self.base}: {getattr(error, 'reason', error)}") from None
+            reason = getattr(error, "reason", error)
+            advice = cure(reason)
+            raise Unavailable(f"{self.base}: {reason}{f'; {advice}' if advice else ''}") from None
 
 
 def named(url: str, password_file: Path, vhost: str, ca_file: str) -> Management:

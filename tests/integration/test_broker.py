@@ -20,6 +20,8 @@ from broker_listener.config import BrokerConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.requeue import may_give_back
+from broker_listener.strict_x509 import be_strict
+from tests.lab import certificates
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 from tests.lab.tls_front import put_before
 
@@ -845,6 +847,47 @@ def test_amqps_verifies_certificate_and_host_name(
                 await true(lambda: events.deliveries and broker.can_publish)
                 broker.hand_over(1, events.deliveries[0].body, EMPTY)
                 await true(lambda: events.outcomes == {1: Outcome.CONFIRMED})
+            await broker.close(2.0)
+            front.close()
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize(
+    ("of_authority", "of_broker", "said"),
+    [
+        ({}, {"authorityKeyIdentifier": None}, "subjectKeyIdentifier=hash and authorityKeyIdentifier=keyid"),
+        ({"basicConstraints": "CA:TRUE"}, {}, "basicConstraints=critical,CA:TRUE"),
+        ({"keyUsage": None}, {}, "keyUsage=critical,keyCertSign,cRLSign"),
+        ({}, {"subjectAltName": "DNS:elsewhere.example"}, None),
+    ],
+    ids=["key identifiers", "constraints", "key usage", "another host"],
+)
+def test_a_certificate_that_newer_pythons_refuse_is_named(
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    of_authority: dict[str, str | None],
+    of_broker: dict[str, str | None],
+    said: str | None,
+) -> None:
+    """Python 3.13 sets a flag; with it set here, too, the state says what the certificate lacks, and the cure."""
+    by = certificates.authority(tmp_path, **of_authority)
+    made = certificates.issued(tmp_path, by, of_broker.pop("subjectAltName", None) or "IP:127.0.0.1", **of_broker)
+    make = ssl.create_default_context
+    monkeypatch.setattr("ssl.create_default_context", lambda **keywords: be_strict(make(**keywords)))
+
+    async def serve() -> None:
+        async with asyncio.timeout(DEADLINE):
+            front = await tls_front(setting.node, made.key, made.cert)
+            url = setting.node.listener.at(front.sockets[0].getsockname()[1], setting.vhost, with_password=False)
+            config = replace(setting.config, urls=(url.replace("amqp:", "amqps:"),), ca_file=str(by.cert))
+            broker = Broker(config, Events())
+            broker.start()
+            await true(lambda: broker.state.count("CERTIFICATE_VERIFY_FAILED") == 2)
+            assert (broker.state.count("Python 3.13 and later refuse it") == 2) is (said is not None)
+            assert (said or "") in broker.state
             await broker.close(2.0)
             front.close()
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from types import FunctionType
 import pika
 import pytest
 
+from broker_listener.strict_x509 import is_strict
+from tests.lab import certificates
 from tests.lab.accounts import OsUser
 from tests.lab.broker_node import JOBS_EXCHANGE
 from tests.lab.check_faults import LAUNCHER, unprovoked
@@ -21,7 +24,7 @@ from tests.lab.installation import CHECKOUT
 from tests.lab.managed_broker import MONITOR, ManagedBroker
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
-from tests.lab.tls_front import tls_before
+from tests.lab.tls_front import tls_before, tls_with
 
 PROFILE = Path(__file__).parents[2] / "etc/profiles"
 THIS_MACHINE = (  # what a test machine is, and an installation is not to blame for
@@ -339,6 +342,23 @@ def test_a_certificate_that_is_not_to_be_trusted_and_one_that_ends_soon_are_name
         soon = {"urls": [f"amqps://{sound.node.listener.name}@127.0.0.1:{port}/{vhost}"], "ca_file": str(ca_file)}
         held.write_listener_toml(broker=soon)
         assert sound.wrong() == {"broker.tls": ("warning", "127.0.0.1: its certificate ends in 19 days")}
+
+
+def test_a_certificate_that_newer_pythons_refuse_is_named(sound: Checked) -> None:
+    """Before the upgrade that brings the newer Python; where it is there already, it is a fault."""
+    held, vhost = sound.installation, sound.site.vhost.replace("/", "%2F")
+    by = certificates.authority(held.etc)
+    lacking = certificates.issued(held.etc, by, "IP:127.0.0.1", "lacking", authorityKeyIdentifier=None)
+    with tls_with(sound.node.port, lacking.key, lacking.cert) as port:
+        url = f"amqps://{sound.node.listener.name}@127.0.0.1:{port}/{vhost}"
+        held.write_listener_toml(broker={"urls": [url], "ca_file": str(by.cert)})
+        found = sound.wrong()
+    if is_strict(ssl.create_default_context()):
+        assert found["broker.tls"] == ("fault", "127.0.0.1: Missing Authority Key Identifier")
+    else:
+        level, seen = found.pop("broker.tls_strict")
+        assert (level, "Missing Authority Key Identifier" in seen) == ("warning", True)
+        assert found == {"broker.tls": ("warning", "127.0.0.1: its certificate ends in 1 days")}
 
 
 def test_a_url_with_which_executors_get_no_jobs_is_named(sound: Checked) -> None:

@@ -20,11 +20,23 @@ def tls_before(
 
     ``names`` are the certificate's, as openssl writes them; it is good for ``days``.
     """
+    key, cert = _self_signed(directory, names, days)
+    with tls_with(port, key, cert) as front:
+        yield front, cert
+
+
+def _self_signed(directory: Path, names: str, days: int) -> tuple[Path, Path]:
     key, cert = directory / "broker.key", directory / "broker.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days), "-subj", "/CN=broker"]
     command += ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)
     cert.chmod(0o644)
+    return key, cert
+
+
+@contextmanager
+def tls_with(port: int, key: Path, cert: Path) -> Iterator[int]:
+    """Put TLS with this certificate before a port of this host; give the port that speaks it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     loop = asyncio.new_event_loop()
@@ -32,7 +44,7 @@ def tls_before(
     thread.start()
     front = asyncio.run_coroutine_threadsafe(put_before(port, context), loop).result(10)
     try:
-        yield front.sockets[0].getsockname()[1], cert
+        yield front.sockets[0].getsockname()[1]
     finally:
         asyncio.run_coroutine_threadsafe(_end(front), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

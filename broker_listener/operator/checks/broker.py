@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from broker_listener.config import BrokerConfig, BrokerUrl, parse_url, tls_context
 from broker_listener.operator.broker import CannotConnect, Refused, Session, connect
 from broker_listener.operator.checks.finding import Finding, fault, not_asked, ok, warning
+from broker_listener.strict_x509 import be_strict, cure, is_strict
 
 REACH_TIMEOUT: Final = 3.0
 EXPIRES_SOON: Final = 30
@@ -84,7 +85,7 @@ def _certificate(broker: BrokerConfig, url: BrokerUrl, plain: socket.socket) -> 
             ends = str((encrypted.getpeercert() or {}).get("notAfter", ""))
     except ssl.SSLCertVerificationError as error:
         advice = "broker.ca_file must hold the authority; broker.urls must name the host as the certificate does"
-        yield fault(subject, f"{url.host}: {error.verify_message}", advice)
+        yield fault(subject, f"{url.host}: {error.verify_message}", cure(error) or advice)
         return
     except (ssl.SSLError, OSError) as error:
         yield fault(
@@ -96,6 +97,25 @@ def _certificate(broker: BrokerConfig, url: BrokerUrl, plain: socket.socket) -> 
         yield warning(subject, f"{url.host}: its certificate ends in {days} days", "renew it")
     else:
         yield ok(subject, f"{url.host}: chain and name are right, {days} days left")
+    if not is_strict(context):
+        yield from _by_newer_pythons(url, be_strict(context))
+
+
+def _by_newer_pythons(url: BrokerUrl, strict: ssl.SSLContext) -> Iterator[Finding]:
+    """Ask whether an upgrade of this host, to Debian 13 for one, would be the end of the connection."""
+    try:
+        with (
+            socket.create_connection((url.host, url.port), REACH_TIMEOUT) as plain,
+            strict.wrap_socket(plain, server_hostname=url.host),
+        ):
+            return
+    except ssl.SSLCertVerificationError as error:
+        if (advice := cure(error)) is not None:
+            yield warning(
+                "broker.tls_strict", f"{url.host}: {error.verify_message}: this host's Python accepts it", advice
+            )
+    except OSError:  # it was there a moment ago; the next run says more
+        return
 
 
 def queue(broker: BrokerConfig, session: Session) -> Iterator[Finding]:
