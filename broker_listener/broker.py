@@ -169,6 +169,36 @@ class Connection(Losable):
         reason = str(await answer)
         return None if reason.startswith(_CLOSED_BY_US) else reason
 
+    async def messages_in(self, name: str) -> int:
+        """Return how many messages wait in a queue, those that nobody has taken; 0 if there is none; raises Lost."""
+        answer, _ = await self._asked("queue_declare", queue=name, passive=True)
+        return int(answer.method.message_count) if answer is not None else 0
+
+    async def lock(self, name: str) -> str | None:
+        """Have a queue that no other connection may have until ``unlock``; return why not, if so; raises Lost."""
+        answer, refusal = await self._asked("queue_declare", queue=name, exclusive=True)
+        return refusal if answer is None else None
+
+    async def unlock(self, name: str) -> None:
+        """Give up the queue of ``lock``; the broker does so by itself when the connection ends; raises Lost."""
+        await self._asked("queue_delete", queue=name)
+
+    async def _asked(self, method: str, **arguments: object) -> tuple[Any, str]:
+        """Ask on a channel of its own; return the broker's answer, and None and why if it refuses; raises Lost."""
+        answer, frames = self.future(), []
+
+        def opened(channel: Any) -> None:
+            def answered(frame: Any) -> None:
+                frames.append(frame)
+                channel.close()
+
+            channel.add_on_close_callback(lambda _channel, error: _settle(answer, _reason(error)))
+            getattr(channel, method)(callback=answered, **arguments)
+
+        _call(answer, self._raw.channel, on_open_callback=opened)
+        refusal = str(await answer)
+        return (frames[0], "") if frames else (None, refusal)
+
     async def close(self) -> None:
         """Close it in good order within half a second, or drop it."""
         if self._closed.done():

@@ -7,13 +7,14 @@ who publishes pauses after each of those: that bounds them.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker_listener.broker import Connection
 from broker_listener.confirms import Confirms, Message, Outcome
 from broker_listener.limited_log import LimitedLog
 from broker_listener.link import Losable, Lost
+from broker_listener.parked_count import ParkedCount
 
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 2**30
@@ -23,10 +24,11 @@ MAX_BYTES: Final = 2**30
 class ParkedQueue:
     """The queue and the channel to it, on the connection that there is."""
 
-    def __init__(self, name: str, tell: Callable[[int, Outcome], None]) -> None:
+    def __init__(self, name: str, urls: Sequence[str], tell: Callable[[int, Outcome], None]) -> None:
         self._name = name
         self._tell = tell
         self._confirms = Confirms(self._told)
+        self._count = ParkedCount(name, urls)
         self._connection: Connection | None = None
         self._repair: asyncio.Task[None] | None = None
         self._reason = ""
@@ -40,10 +42,12 @@ class ParkedQueue:
         """Declare the queue and open the channel; where neither can be had, hand-overs go on."""
         self._connection = connection
         await self._repaired(connection)
+        self._count.begin(connection)
 
     def lost(self) -> None:
         """Tell that every message without an answer is lost; the connection is gone."""
         self._connection = None
+        self._count.lost()
         if self._repair is not None:
             self._repair.cancel()
         self._confirms.lost()
@@ -53,9 +57,11 @@ class ParkedQueue:
         if not self._confirms.open:
             self._limited.warning("event=parking_channel_lost reason=%s", self._reason)
             self._begin_repair()
+        self._count.published(token)
         self._confirms.publish(Message(token, ("", self._name), body, properties))
 
     def _told(self, token: int, outcome: Outcome) -> None:
+        self._count.answered(token, confirmed=outcome is Outcome.CONFIRMED)
         if outcome is Outcome.RETURNED:
             self._begin_repair()
         self._tell(token, outcome)

@@ -39,7 +39,7 @@ class Publisher:
         self._events = events
         self._target = (config.exchange, config.routing_key if config.exchange else config.queue)
         self._hand_overs = Confirms(self._tell)
-        self._parked = ParkedQueue(config.parked_queue, self._tell)
+        self._parked = ParkedQueue(config.parked_queue, config.urls, self._tell)
         self.blocked_since: float | None = None
         """Since when the broker takes nothing, time.monotonic(); None while it does."""
         self._stopping = False

@@ -271,6 +271,49 @@ def test_a_quorum_queue_with_a_delivery_limit_and_a_queue_that_drops_are_named(s
     with_channel(sound, ("queue_delete", {"queue": queue}))
 
 
+@contextmanager
+def policy(sound: Checked, pattern: str, definition: str, kind: str = "policy") -> Iterator[None]:
+    """Have a policy, and wait until the management interface shows what it does."""
+    name = "the-policy"
+    sound.node.ctl(f"set_{kind}", "-p", sound.site.vhost, name, pattern, definition, "--apply-to", "queues")
+    try:
+        yield
+    finally:
+        sound.node.ctl(f"clear_{kind}", "-p", sound.site.vhost, name)
+        wait_for(lambda: "broker.parked_policy" not in sound.wrong(), 20.0, "the end of the policy")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "definition", "named"),
+    [
+        ("policy", ".*", '{"message-ttl": 86400000}', ("knime-jobs.parked: message-ttl=86400000 (policy the-policy)",)),
+        ("policy", ".*", '{"expires": 3600000}', ("knime-jobs.parked: expires=3600000", ".marks: expires=3600000")),
+        ("operator_policy", "^knime-peruser", '{"expires": 3600000}', (".taken: expires", "operator policy the-")),
+        ("policy", "^knime-peruser", '{"max-length": 10}', (".marks: max-length=10", ".taken: max-length=10")),
+        (
+            "policy", ".*", '{"message-ttl": 86400000, "dead-letter-exchange": "gone"}', ("dead-letter-exchange=gone",),
+        ),
+    ],
+    ids=["message-ttl", "expires", "operators", "max-length", "dead letters"],
+)  # fmt: skip
+def test_a_policy_that_empties_the_parked_queue_is_a_fault(
+    sound: Checked, kind: str, pattern: str, definition: str, named: tuple[str, ...]
+) -> None:
+    """Or a queue beside it, whether it is there now or not; with the policy's name."""
+    with policy(sound, pattern, definition, kind):
+        wait_for(lambda: sound.wrong().get("broker.parked_policy", ("",))[0] == "fault", 20.0, "the fault")
+        seen = sound.wrong()["broker.parked_policy"][1]
+    assert [words for words in named if words not in seen] == [], seen
+
+
+def test_a_policy_that_makes_the_parked_queue_small_is_a_warning(sound: Checked) -> None:
+    """The queue refuses what is too much, by an argument that no policy overrides, so nothing is lost at once."""
+    with policy(sound, "parked$", '{"max-length": 10, "overflow": "drop-head"}'):
+        wait_for(lambda: "broker.parked_policy" in sound.wrong(), 20.0, "the warning")
+        level, seen = sound.wrong()["broker.parked_policy"]
+    assert (level, "takes no more than max-length=10" in seen) == ("warning", True), seen
+
+
 def test_rights_that_lack_and_rights_that_are_too_wide_are_named(sound: Checked) -> None:
     node, vhost = sound.node, sound.site.vhost
     try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from broker_listener import parked_names
 from broker_listener import properties as p
 from broker_listener.config import BrokerConfig
 from broker_listener.operator.broker import Session, session
@@ -90,6 +91,11 @@ class Place:
     def change(self, verb: str, wanted: Criteria = NOTHING) -> Counts:
         """Do it, undisturbed."""
         return changed(ParkedQueue(self.session, self.config()), verb, wanted, None)
+
+    def parked_ever(self) -> int:
+        """Return what is parked, and what the record says that commands took: the listener compares it."""
+        weights = {QUEUE: 1, parked_names.taken(QUEUE): 1, parked_names.thousands(QUEUE): 1000}
+        return sum(weights[name] * state.messages for name in weights if (state := self.session.queue(name)))
 
     def killed_at(self, frame: int) -> bool:
         """Retry everything in a child that is killed after so many frames; say whether it was."""
@@ -176,9 +182,11 @@ def test_killed_after_any_frame_every_job_is_there_once_and_what_is_in_doubt_sta
     doubts = 0
     for frame in range(MAX_FRAMES):
         place.park(*sent)
+        parked = place.parked_ever()
         was_killed = place.killed_at(frame)
         counts = place.change("retry")
         assert counts.stopped is None
+        assert place.parked_ever() >= parked, "less than that would be a warning of the listener's"
         assert place.bodies("knime-jobs") == sent, frame
         assert counts.in_doubt <= 1
         assert was_killed or not counts.in_doubt

@@ -52,6 +52,11 @@ class BootedSite:
         assert self._server is not None
         return self._server
 
+    @property
+    def listener_account(self) -> str:
+        """The listener's account at the broker."""
+        return self._listener_account.name
+
     def create(self) -> None:
         """Lay everything out, boot, and wait until both daemons are at work."""
         self.machine.create()

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 CHECKS: Final = Path(__file__).resolve().parents[2] / "broker_listener/operator/checks"
 GRAVE: Final = ("warning", "fault")
-FOR_REAL: Final = ("account.", "broker.", "managed.", "daemons.sockets")
+FOR_REAL: Final = ("account.", "broker.", "managed.", "policies.", "daemons.sockets")
 """Beginnings of those that need daemons and a broker; what else there is can be had in a tree of files."""
 
 

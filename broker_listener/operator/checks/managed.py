@@ -11,6 +11,7 @@ from typing import Final
 
 from broker_listener.config import BrokerConfig, parse_url
 from broker_listener.operator.checks.finding import Finding, fault, not_asked, ok, warning
+from broker_listener.operator.checks.policies import EMPTYING, effective_of, parked
 from broker_listener.operator.management import Management, Object, Unavailable
 
 LEAST_DELIVERY_LIMIT: Final = 11
@@ -41,7 +42,8 @@ def queue(broker: BrokerConfig, management: Management) -> Iterator[Finding]:
     if found is None:
         yield fault(subject, f"there is no queue {broker.queue}", "KNIME Server makes it")
         return
-    limits = _limits(found)
+    effective = effective_of(found)
+    limits = dict(effective.keys)
     flags = [name for name in ("durable", "auto_delete", "exclusive") if found.get(name)]
     yield ok(
         subject, f"{found.get('type', 'classic')} queue, {' '.join(flags) or 'no flags'}, limits {limits or 'none'}"
@@ -52,9 +54,11 @@ def queue(broker: BrokerConfig, management: Management) -> Iterator[Finding]:
         )
     if found.get("type") == "quorum" and (limit := _delivery_limit(limits, management.version())) is not None:
         yield from _delivery(broker, limit)
-    if dropping := [name for name in ("message-ttl", "expires", "max-length", "max-length-bytes") if name in limits]:
-        seen = f"{broker.queue} has {', '.join(f'{name}={limits[name]}' for name in dropping)}: jobs may vanish"
-        yield warning("broker.queue_limits", seen, "a policy or KNIME Server sets it: rabbitmqctl list_policies")
+    if any(name in limits for name in EMPTYING):
+        dropping = ", ".join(f"{name}={limits[name]}" for name in EMPTYING if name in limits)
+        whose = ", ".join(effective.policies) or "KNIME Server's own arguments"
+        seen = f"{broker.queue} has {dropping} ({whose}): jobs may vanish"
+        yield warning("broker.queue_limits", seen, "rabbitmqctl list_policies, list_operator_policies")
 
 
 def exchange(broker: BrokerConfig, management: Management) -> Iterator[Finding]:
@@ -132,14 +136,6 @@ def _delivery(broker: BrokerConfig, limit: int) -> Iterator[Finding]:
         )
 
 
-def _limits(found: Object) -> dict[str, object]:
-    """Give a queue's own arguments and those of its policy under one name each; of two the queue's."""
-    policy = found.get("effective_policy_definition") or {}
-    arguments = found.get("arguments") or {}
-    own = {str(name).removeprefix("x-"): value for name, value in dict(arguments).items() if name != "x-queue-type"}
-    return {**(dict(policy) if isinstance(policy, dict) else {}), **own}
-
-
 def _delivery_limit(limits: dict[str, object], version: str) -> int | None:
     """Give the delivery limit of a quorum queue, None for none; RabbitMQ 4 has one where nobody set any."""
     default = DEFAULT_DELIVERY_LIMIT if int(version.partition(".")[0] or 0) >= 4 else None
@@ -171,4 +167,9 @@ def _uids_by_local_port() -> dict[int, int]:
 
 
 _MAKER: Final = "KNIME Server made it so; nothing to do here but to know it"
-QUESTIONS: Final[tuple[Callable[[BrokerConfig, Management], Iterator[Finding]], ...]] = (queue, exchange, rights)
+QUESTIONS: Final[tuple[Callable[[BrokerConfig, Management], Iterator[Finding]], ...]] = (
+    queue,
+    exchange,
+    parked,
+    rights,
+)

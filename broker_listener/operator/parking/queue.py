@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from broker_listener import parked_names
 from broker_listener.config import BrokerConfig
 from broker_listener.operator.broker import Refused, Session
 from broker_listener.operator.outcome import Outcome, Stopped
@@ -29,8 +30,10 @@ class ParkedQueue:
     def __init__(self, session: Session, broker: BrokerConfig) -> None:
         name = broker.parked_queue
         target = broker.exchange, broker.routing_key if broker.exchange else broker.queue
-        self.names = Names(name, f"knime-peruser.{name}.marks", target)
-        self._lock = f"knime-peruser.{name}.lock"
+        self.names = Names(
+            name, parked_names.marks(name), parked_names.taken(name), parked_names.thousands(name), target
+        )
+        self._lock = parked_names.lock(name)
         self._session = session
 
     @contextmanager
@@ -58,7 +61,8 @@ class ParkedQueue:
         if state is None:
             raise Stopped(Outcome.FINDING, f"there is no queue {self.names.parked}: the listener makes it")
         if changing:
-            self._session.declare_queue_as(self.names.marks, CLASSIC)
+            for queue in (self.names.marks, self.names.taken, self.names.thousands):
+                self._session.declare_queue_as(queue, CLASSIC)
             marks = self._session.queue(self.names.marks)
         else:
             marks = self._session.queue(self.names.marks)

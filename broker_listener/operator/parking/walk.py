@@ -28,8 +28,8 @@ from broker_listener.operator.parking.message import (
     fingerprint,
     original,
 )
+from broker_listener.operator.parking.taken import PERSISTENT, Record
 from broker_listener.operator.parking.transactions import Commit, Transactions
-from broker_listener.properties import Properties
 from broker_listener.requeue import MAX_REDELIVERIES
 
 GIVING_BACK: Final = 2.0
@@ -49,6 +49,8 @@ class Names(NamedTuple):
 
     parked: str
     marks: str
+    taken: str
+    thousands: str
     target: tuple[str, str]
 
 
@@ -84,6 +86,7 @@ class Walk:
         """Delivery tags of the marks of messages that are off."""
         self._held = 0
         self._has_met_all = False
+        self._record = Record(names.taken, names.thousands)
 
     def taken(self) -> Iterator[Taken]:
         """Take one after the other. What is parked meanwhile is behind those, and is not met."""
@@ -111,18 +114,21 @@ class Walk:
             NotAccepted: the broker does not take jobs; this walk is at its end.
         """
         message, properties = taken.message, self.properties_of(taken)
+        self._record_one()
         mark = f"{fingerprint(message.body, message.properties)} {time.time():.3f}".encode()
         try:
             self._transactions.publish(*self._names.target, message.body, properties)
-            self._transactions.publish("", self._names.marks, mark, _PERSISTENT)
+            self._transactions.publish("", self._names.marks, mark, PERSISTENT)
             end = self._transactions.commit()
         except Refused as error:  # before the commit: nothing of it has happened
+            self._record.one_less()
+            self._begin_again()
             raise NotAccepted(str(error)) from None
         if end is Commit.REFUSED:
-            self._transactions = Transactions(self._session)  # what this walk had taken is back, the marks as well
-            self._held = 0
+            self._begin_again()
         if end is not Commit.DONE:
             self._settle(self._take_mark(mark))
+            self._record.one_less()
             raise NotAccepted(end.value)
         made = self._take_mark(mark)
         self._settle(message.tag, taken.mark)
@@ -132,7 +138,8 @@ class Walk:
             self._settle_kept()
 
     def drop(self, taken: Taken) -> None:
-        """Take the message off, and its mark."""
+        """Take the message off, and its mark; raises NotAccepted, and it is where it was."""
+        self._record_one()
         self._settle(taken.message.tag, taken.mark)
         self._is_off(taken)
 
@@ -142,12 +149,32 @@ class Walk:
             self._settle_kept()
         if self._has_met_all:
             self._settle_old_marks()
+        self._record.close(self._transactions)
+        if units := self._session.queue(self._names.taken):
+            self._record.compact(self._transactions, units.messages)
         self._transactions.close()
         deadline = time.monotonic() + GIVING_BACK
         while (state := self._session.queue(self._names.parked)) and state.messages < self._held:
             if time.monotonic() > deadline:  # somebody else has taken some
                 return
             time.sleep(0.01)
+
+    def _record_one(self) -> None:
+        """Have it recorded that a message is taken, before it is: who finds fewer messages asks this record."""
+        try:
+            end = self._record.one_more(self._transactions)
+        except Refused as error:
+            self._begin_again()
+            raise NotAccepted(str(error)) from None
+        if end is Commit.REFUSED:
+            self._begin_again()
+            raise NotAccepted(f"{self._names.taken}: {end.value}")
+
+    def _begin_again(self) -> None:
+        """Open another channel where the broker closed this one: what was taken on it is back, the marks as well."""
+        self._transactions = Transactions(self._session)
+        self._held = 0
+        self._kept.clear()
 
     def _is_off(self, taken: Taken) -> None:
         self._held -= 1
@@ -197,4 +224,3 @@ class Walk:
 
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}\.[0-9]{3}", re.ASCII).fullmatch
-_PERSISTENT: Final = Properties({"delivery_mode": b"\x02"}, None).encode()
