@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.lab import rights
@@ -18,7 +19,12 @@ from tests.lab.site import LAB, Site
 
 
 def pytest_configure() -> None:
-    """Ask what the machine allows, once for all workers; a shell's background job would ignore an interrupt."""
+    """Ask what the machine allows, once for all workers; a shell's background job would ignore an interrupt.
+
+    Hypothesis fails an example that takes 200 ms by itself, which judges the machine.
+    """
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
     rights.lacking()
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
