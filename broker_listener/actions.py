@@ -48,10 +48,14 @@ class GiveBack(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Ask the helper for the user's executor; ``fresh`` where one may be started that only its sockets tell apart."""
+    """Ask the helper for the user's executor; ``fresh`` where one may be started that only its sockets tell apart.
+
+    ``probe``: it is the user's turn to be started here although the host is at fault.
+    """
 
     user: str
     fresh: bool
+    probe: bool = False
 
 
 class Watch(NamedTuple):
@@ -89,6 +93,7 @@ class Fault(StrEnum):
     START_OVERDUE = "start_overdue"
     START_ENDED_BADLY = "start_ended_badly"
     NO_EXECUTOR_NOW = "no_executor_now"
+    STARTS_FAIL_FOR_LONG = "starts_fail_for_long"
     HELD_TOO_LONG = "held_too_long"
     NOT_PUBLISHED = "not_published"
     PARKED = "parked"
@@ -100,8 +105,10 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
     {
         Fault.START_OVERDUE: "executor has no connection to the broker yet, its jobs are handed over all the same; "
         "see its log and hand_over.start_timeout",
-        Fault.START_ENDED_BADLY: "executor could not be started or ended before it was connected; see the helper's log",
+        Fault.START_ENDED_BADLY: "executor ran and ended before it was connected; see its output",
         Fault.NO_EXECUTOR_NOW: "helper starts no executor now, the jobs are held and it is asked again",
+        Fault.STARTS_FAIL_FOR_LONG: "the user's executor could not be started for an hour, by no fault of the host, "
+        "and is tried every 10 minutes from now on; see the helper's log",
         Fault.HELD_TOO_LONG: "jobs were held for broker.max_hold and went back to the queue unchanged; "
         "see why the user has no executor",
         Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding, "

@@ -1,8 +1,9 @@
 """What the helper is asked, and what its answers mean for a user: an event of the table.
 
-The helper's word is taken for what it says and no further: only starts that it tried and that ended badly are counted,
-a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means: hold, ask again. At
-most one request a user is under way; ``ask_queue`` says whose is sent next.
+The helper's word is taken for what it says and no further: only executors that ran and died before they were ready are
+counted against a user, a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means:
+hold, ask again. Whose fault a failure is says ``host_fault``. At most one request a user is under way; ``ask_queue``
+says whose is sent next.
 """
 
 from enum import StrEnum
@@ -14,6 +15,16 @@ from broker_listener.actions import Action, Ask, Fault, Report
 from broker_listener.ask_queue import AskQueue
 from broker_listener.config import HandOverConfig
 from broker_listener.counters import Counters
+from broker_listener.host_fault import FaultReason, HostFaults
+from broker_listener.start_failures import (
+    MAX_PAUSE,
+    MIN_PAUSE,
+    OUTAGE_PAUSE,
+    PATIENT_PAUSE,
+    START_FAILED,
+    STRIKES,
+    StartFailures,
+)
 from broker_listener.transitions import Event
 from broker_listener.user import Executor, User
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
@@ -41,7 +52,8 @@ REFUSED_FOR: Final = 10.0
 """Seconds for which a refusal is not asked again."""
 AWAY_PAUSE: Final = 5.0
 """Seconds until a helper that gave no answer is asked again; when it comes back, that is at once."""
-BAD_START_PAUSE: Final = 1.0
+DEATH_PAUSE: Final = 1.0
+DIED: Final = "it ended before it was connected"
 NOT_HERE_PAUSES: Final = MappingProxyType(
     {WhyNotHere.ON_ANOTHER_HOST: 5.0, WhyNotHere.ANOTHER_HOSTS_TURN: 0.5, WhyNotHere.NO_HOST_FREE: 2.0}
 )
@@ -52,21 +64,17 @@ STALE_PAUSE: Final = 0.2
 STALE_FOR: Final = 10.0
 """Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
 UNKNOWN_PAUSE: Final = 1.0
-MIN_PAUSE: Final = 0.05
-MAX_PAUSE: Final = 60.0
 MAX_UNKNOWN_JOBS: Final = 1000
 """Jobs of users who are unknown so far; more are parked at once."""
-BAD_STARTS: Final = frozenset({FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED})
-OUTAGES: Final = frozenset({FailedReason.LOOKUP_TIMEOUT, FailedReason.SCOPE_UNAVAILABLE})
-OUTAGE_PAUSE: Final = 10.0
-"""Seconds from one request to the next during an outage: of more than six a minute the helper would refuse some."""
 
 
 class Answers:
     """Asks, and reads the answers into the user's record."""
 
-    def __init__(self, config: HandOverConfig, actions: list[Action], counters: Counters) -> None:
+    def __init__(self, config: HandOverConfig, actions: list[Action], counters: Counters, host: HostFaults) -> None:
         self._config = config
+        self._host = host
+        self.failures = StartFailures(host)
         self._counters = counters
         self._actions = actions
         self._queue = AskQueue()
@@ -94,11 +102,13 @@ class Answers:
     def ask_next(self, now: float) -> None:
         """Ask for those whose turn has come."""
         while (user := self._queue.take(now)) is not None:
-            self._actions.append(Ask(user.name, fresh=user.executor is None or user.executor.cgroup is None))
+            fresh = user.executor is None or user.executor.cgroup is None
+            self._actions.append(Ask(user.name, fresh, user.starts.probing))
 
     def answered(self, user: User, answer: Answer, now: float) -> Event | None:
         """Take an answer; None where it tells nothing new."""
-        user.asking = False
+        user.asking = user.starts.probing = False
+        user.starts.blame = None
         self._queue.answered(user)
         user.hung = answer is None or (isinstance(answer, Failed) and answer.reason is FailedReason.LOOKUP_TIMEOUT)
         self.ask_next(now)
@@ -127,7 +137,7 @@ class Answers:
             return None
         if user.was_ready:
             return Event.GONE
-        return self._bad_start(user, "it ended before it was connected", BAD_START_PAUSE, now)
+        return self._died(user, now)
 
     def listed(self, user: User, executor: Executor | None) -> Event | None:
         """Take what the helper's list says of the user; None where we knew that."""
@@ -162,7 +172,12 @@ class Answers:
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
         user.away, user.reason = False, None
         self.known(user)
+        user.starts.strikes, user.starts.struck_since = 0, inf
+        if isinstance(answer, Started):
+            self._host.started(now)
         if _has_ended(user, answer.pid, now):
+            if isinstance(answer, Started):  # the notice of its end, which came first, could not be counted
+                return self._died(user, now)
             return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
         if user.executor is not None and user.executor.pid == answer.pid:
             return None
@@ -193,22 +208,34 @@ class Answers:
 
     def _failed(self, user: User, answer: Failed, now: float) -> Event:
         user.away, user.reason = False, answer.reason.value
-        if answer.reason in BAD_STARTS:
-            return self._bad_start(user, answer.reason.value, answer.retry_after, now)
+        if answer.reason in STRIKES:
+            return self._struck(user, STRIKES[answer.reason], answer.retry_after, now)
         if answer.reason is FailedReason.LOOKUP_TIMEOUT:  # the directory's outage may have made it unknown before
             self.known(user)
         self._actions.append(Report(Fault.NO_EXECUTOR_NOW, user.name, answer.reason.value))
-        next_at = user.asked_at + OUTAGE_PAUSE if answer.reason in OUTAGES else now
+        next_at = user.asked_at + OUTAGE_PAUSE if answer.reason is FailedReason.LOOKUP_TIMEOUT else now
         return self._pause(user, Event.NOT_NOW, max(answer.retry_after, next_at - now), now)
 
-    def _bad_start(self, user: User, why: str, pause: float, now: float) -> Event:
-        user.bad_starts += 1
+    def _struck(self, user: User, reason: FaultReason, retry_after: float, now: float) -> Event:
+        """Hold what the user has, whose start failed."""
         self.known(user)
-        user.reason = why
-        self._actions.append(Report(Fault.START_ENDED_BADLY, user.name, f"{why}, {user.bad_starts} in a row"))
-        if user.bad_starts < self._config.max_start_attempts:
-            return self._pause(user, Event.NOT_NOW, pause, now)
-        user.refusal = ("start_failed", f"{user.bad_starts} bad starts in a row, the last: {why}")
+        self._actions.append(Report(Fault.NO_EXECUTOR_NOW, user.name, reason.value))
+        pause = self.failures.struck(user, reason, retry_after, now)
+        user.until = now + pause
+        if pause >= PATIENT_PAUSE:
+            self._actions.append(Report(Fault.STARTS_FAIL_FOR_LONG, user.name, f"reason={reason.value}"))
+        return Event.NOT_NOW
+
+    def _died(self, user: User, now: float) -> Event:
+        """Hold what the user has, whose executor died before it was ready; park it if that was so too often."""
+        self.known(user)
+        user.reason = DIED
+        deaths = self.failures.died(user, now)
+        count = f"{deaths} in a row" if deaths else "by the host's fault"
+        self._actions.append(Report(Fault.START_ENDED_BADLY, user.name, f"{DIED}, {count}"))
+        if deaths < self._config.max_start_attempts:
+            return self._pause(user, Event.NOT_NOW, DEATH_PAUSE, now)
+        user.refusal = (START_FAILED, f"{deaths} executors in a row ended before they were connected")
         return self._pause(user, Event.REFUSED, REFUSED_FOR, now)
 
     @staticmethod

@@ -18,9 +18,12 @@ from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
-from broker_listener.job_log import Happened
+from broker_listener.host_fault import HostFaults
+from broker_listener.job_log import Happened, HostChanged
 from broker_listener.pacing import Budget, Limits, SeenJobs
+from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
+from broker_listener.start_failures import fails_for_long
 from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
 from broker_listener.timers import Timers
 from broker_listener.transitions import Event, State
@@ -63,7 +66,9 @@ class Machine:
         self._seen = SeenJobs()
         self._timers = Timers()
         self.settlement = Settlement(broker, self._actions)
-        self._answers = Answers(hand_over, self._actions, self.settlement.counters)
+        self.host = HostFaults()
+        self._probes = Probes(self.host, others=elsewhere is not None)
+        self._answers = Answers(hand_over, self._actions, self.settlement.counters, self.host)
         budget = Budget(hand_over.returns_per_second)
         self._turns = Turns(self.settlement, self._seen, self._limits, budget, may_give_back)
         self._steps = Steps(
@@ -75,6 +80,8 @@ class Machine:
             self._turns,
             self._timers,
             self._limits,
+            self.host,
+            self._probes,
             others=elsewhere is not None,
         )
 
@@ -157,8 +164,13 @@ class Machine:
 
     def answered(self, name: str, answer: Answer, now: float) -> None:
         """Take the helper's answer to an ``Ask``, or None where it gave none."""
-        user = self._users[name]
-        self._may_happen(user, self._answers.answered(user, answer, now), now)
+        user, starts = self._users[name], self.host.starts
+        was_probe = user.starts.probing
+        event = self._answers.answered(user, answer, now)
+        if was_probe and answer is not None:
+            self._probes.answered(now, barren=self.host.starts == starts)
+        self._may_happen(user, event, now)
+        self._follow_host(now)
 
     def listed(self, entries: Mapping[str, ExecutorEntry], now: float) -> None:
         """Take the helper's whole list, with which it begins after each connect: it is there again."""
@@ -169,7 +181,7 @@ class Machine:
         for user in list(self._users.values()):
             if user.name not in entries and user.executor is not None and user.executor.known_at <= now - LIST_AGE:
                 self._may_happen(user, self._answers.listed(user, None), now)
-            elif user.away and user.state is State.BACKING_OFF:
+            elif user.state is State.BACKING_OFF and (user.away or fails_for_long(user, now)):
                 user.hung = False
                 self._steps.happens(user, Event.PAUSE_OVER, now)
 
@@ -177,6 +189,7 @@ class Machine:
         """Take the helper's notice that an executor has ended."""
         if (user := self._users.get(name)) is not None:
             self._may_happen(user, self._answers.exited(user, pid, now), now)
+        self._follow_host(now)
         full = [user for user in self._users.values() if user.state is State.BACKING_OFF and user.reason == NO_ROOM]
         if full:  # there is room for one now
             longest = min(full, key=lambda user: user.asked_at)
@@ -187,6 +200,7 @@ class Machine:
         """Take that the watched executor of the user has a connection to the broker."""
         if (user := self._users.get(name)) is not None and user.watched:
             self._steps.connected(user, now)
+            self._follow_host(now)
 
     def elsewhere(self, name: str, now: float) -> None:
         """Take that the first executor of the user is ready on another host, or that another host has one no more."""
@@ -209,7 +223,13 @@ class Machine:
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
-        return min(self._timers.next_at(), self._turns.next_at(), self.settlement.next_at(), self._answers.next_at())
+        return min(
+            self._timers.next_at(),
+            self._turns.next_at(),
+            self.settlement.next_at(),
+            self._answers.next_at(),
+            self._probes.next_at(),
+        )
 
     def time_passed(self, now: float) -> None:
         """Do what is due; where that raises for a user, the others are due still."""
@@ -221,6 +241,7 @@ class Machine:
         finally:
             for user in due:
                 self._timers.set(user, now)
+        self._follow_host(now)
 
     def stop(self) -> None:
         """Hand nothing over and park nothing any more."""
@@ -245,8 +266,24 @@ class Machine:
 
     def _forget(self, user: User) -> None:
         self._timers.set(user, inf)
+        self._probes.leave(user)
         self._answers.leave_grace(user)
         del self._users[user.name]
+
+    def _follow_host(self, now: float) -> None:
+        """Do what follows from a fault of the host that is new or over, and ask for those whose turn it is."""
+        for change in self.host.take_changes(now):
+            self.settlement.happened.append(HostChanged(change.fault.reason.value, change.fault.users, change.over))
+            for name in change.users:
+                user = self._users.get(name)
+                if user is not None and self._answers.failures.host_is_at_fault(user, change, now):
+                    self._look_now(user, now)
+        for user in self._probes.due(now):
+            self._look_now(user, now)
+
+    def _look_now(self, user: User, now: float) -> None:
+        user.until = min(user.until, now)
+        self._steps.look(user, now)
 
     def _may_happen(self, user: User, event: Event | None, now: float) -> None:
         if event is not None:

@@ -19,6 +19,9 @@ LINES: Final = 600
 PARKED_LINES: Final = 60
 """A minute: whoever may publish can have messages parked."""
 MAX_ID: Final = 64
+ADVICE: Final = (
+    "executors do not start here, whosever they are; the jobs are held; see the helper's log, knime-peruser check"
+)
 
 
 class HandedOver(NamedTuple):
@@ -46,7 +49,15 @@ class Changed(NamedTuple):
     oldest: Delivery | None
 
 
-Happened = HandedOver | Parked | Changed
+class HostChanged(NamedTuple):
+    """The host was found to be at fault, or is no longer: why executors do not start, and of how many users."""
+
+    reason: str
+    users: int
+    over: bool
+
+
+Happened = HandedOver | Parked | Changed | HostChanged
 
 
 class JobLog:
@@ -56,6 +67,7 @@ class JobLog:
         self._hand_overs = LimitedLog(LOG, LINES)
         self._parked = LimitedLog(LOG, PARKED_LINES)
         self._states = LimitedLog(LOG, LINES)
+        self._host = LimitedLog(LOG)
 
     def tell(self, happened: Happened) -> None:
         """Write what happened, or count it as left out."""
@@ -65,10 +77,19 @@ class JobLog:
         elif isinstance(happened, Parked):
             text = "event=message_parked user=%s job=%s reason=%s"
             self._parked.info(text, happened.user, _Job(happened.delivery), happened.reason)
+        elif isinstance(happened, HostChanged):
+            self._tell_host(happened)
         else:
             user, was, state, oldest = happened
             job = "none" if oldest is None else _Job(oldest)
             self._states.info("event=state user=%s state=%s was=%s job=%s", user, _name(state), _name(was), job)
+
+    def _tell_host(self, changed: HostChanged) -> None:
+        if changed.over:
+            self._host.info("event=host_fault_over reason=%s", changed.reason)
+        else:
+            text = "event=host_fault reason=%s users=%d advice=%r"
+            self._host.warning(text, changed.reason, changed.users, ADVICE)
 
 
 class _Job:

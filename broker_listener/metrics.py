@@ -4,6 +4,7 @@ Everybody on the host can read it, each user's workflow too: no metric has a use
 it looks at. ``exporter`` loads it when it is asked for the first time: it comes with 3 MB of Python's library.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -15,8 +16,10 @@ from prometheus_client.registry import Collector
 from broker_listener import VERSION
 from broker_listener.cluster import ClusterView
 from broker_listener.counters import LATENCY_BUCKETS, Counters
+from broker_listener.host_fault import FaultReason
 from broker_listener.host_messages import HostState
 from broker_listener.snapshot import Snapshot
+from broker_listener.start_failures import fails_for_long
 from broker_listener.transitions import State
 
 PREFIX: Final = "knime_peruser_"
@@ -49,6 +52,7 @@ class _Listener(Collector):
         yield from _users(snapshot)
         yield from _broker(snapshot)
         yield from _helper(snapshot)
+        yield from _starts(snapshot)
         if snapshot.cluster is not None:
             yield from _cluster(snapshot.cluster)
 
@@ -103,6 +107,15 @@ def _helper(snapshot: Snapshot) -> Iterator[Metric]:
         yield _gauge("helper_draining", "Whether it starts nothing new, as it said last.", helper.draining)
     if helper.free is not None:
         yield _gauge("helper_free", "How many more executors it had room for when it was connected.", helper.free)
+
+
+def _starts(snapshot: Snapshot) -> Iterator[Metric]:
+    at_fault = {fault.reason for fault in snapshot.host_faults}
+    by_reason = {reason.value: reason in at_fault for reason in FaultReason}
+    yield _gauge("host_fault", "Whether executors do not start by a fault of the host.", by_reason, label="reason")
+    text = "Users whose executor could not be started for an hour, by no fault of the host."
+    now = time.monotonic()
+    yield _gauge("users_failing", text, sum(fails_for_long(user, now) for user in snapshot.users.values()))
 
 
 def _cluster(cluster: ClusterView) -> Iterator[Metric]:

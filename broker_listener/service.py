@@ -290,13 +290,17 @@ class Service:
         is_now = self._helper_is
         helper = f"up, draining={is_now.draining} free={is_now.free}" if is_now.up else "away"
         held = self._machine.settlement
-        self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}")
+        reasons = [fault.reason for fault in self._machine.host.faults(time.monotonic())]
+        host = f"; executors do not start: {', '.join(reasons)}" if reasons else ""
+        self._notify.alive(f"{self._broker.state}; helper: {helper}; jobs held: {held.deliveries}{host}")
 
     def _look(self) -> Snapshot:
         connections, cluster = self._broker.connections(), None
         if self._cluster is not None:
             connections["hosts"], cluster = self._cluster.connection, self._cluster.view()
-        return Snapshot(connections, self._helper_is, self._machine.settlement, self._machine.users, cluster)
+        machine, now = self._machine, time.monotonic()
+        faults = machine.host.faults(now)
+        return Snapshot(connections, self._helper_is, machine.settlement, machine.users, faults, cluster)
 
     async def _stop(self) -> None:
         """Finish what is under way; what is held goes back to the queue with the channel's end."""

@@ -3,11 +3,12 @@
 Nothing is copied: it names what the parts keep, for who looks at it at once and changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from broker_listener.broker_connections import ConnectionState
 from broker_listener.cluster import ClusterView
+from broker_listener.host_fault import HostFault
 from broker_listener.settlement import Settlement
 from broker_listener.user import User
 
@@ -29,6 +30,8 @@ class Snapshot(NamedTuple):
     helper: HelperState
     settlement: Settlement
     users: Mapping[str, User]
+    host_faults: Sequence[HostFault] = ()
+    """Why executors do not start on this host, whosever they are."""
     cluster: ClusterView | None = None
     """The hosts that share the queue; None where this one asks no others."""
 

@@ -24,6 +24,7 @@ from broker_listener import VERSION
 from broker_listener.broker_connections import ConnectionState
 from broker_listener.cluster import ClusterView
 from broker_listener.config import ListenerConfig
+from broker_listener.host_fault import HostFault
 from broker_listener.local_clients import LocalClients
 from broker_listener.snapshot import Snapshot
 from broker_listener.user import User
@@ -105,6 +106,7 @@ class StatusSocket:
                 "draining": helper.draining,
                 "free": helper.free,
             },
+            "host_faults": [_of_fault(fault, clock) for fault in snapshot.host_faults],
             "held": {"jobs": settlement.deliveries, "bytes": settlement.bytes},
             "under_way": settlement.under_way,
             "totals": {
@@ -151,6 +153,10 @@ def _of_connection(connection: ConnectionState, clock: float) -> dict[str, objec
     }
 
 
+def _of_fault(fault: HostFault, clock: float) -> dict[str, object]:
+    return {"reason": fault.reason, "since": fault.since + clock, "users": fault.users}
+
+
 def _of_user(user: User, clock: float) -> dict[str, object]:
     return {
         "user": user.name,
@@ -162,6 +168,7 @@ def _of_user(user: User, clock: float) -> dict[str, object]:
         "returned": user.returns,
         "parked": user.parked,
         "reason": user.reason,
+        "blame": user.starts.blame,
         "pid": user.executor.pid if user.executor is not None else None,
     }
 

@@ -13,9 +13,11 @@ from broker_listener.actions import Action, Fault, Report, Tell, Unwatch, Watch
 from broker_listener.answers import Answers, WhyNotHere
 from broker_listener.aside import Leaving
 from broker_listener.config import BrokerConfig, HandOverConfig
+from broker_listener.host_fault import Blame, HostFaults
 from broker_listener.host_messages import UserState
 from broker_listener.job_log import Changed
 from broker_listener.pacing import ACCEPTED_AFTER, Limits
+from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
 from broker_listener.timers import Timers
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
@@ -31,6 +33,9 @@ MAX_PUBLISH_PAUSE: Final = 5.0
 EXPIRY_PAUSE: Final = 1.0
 """Seconds between two looks through what is held of a user for too long."""
 TOO_MANY_UNKNOWN: Final = ("unknown_user", "too many jobs of unknown users wait already")
+
+HOST_FAULT: Final = "host_fault"
+"""Why a user is not asked for who waits until the host can start executors again."""
 
 _NO_NEW_TIME: Final = (Do.NOTHING, Do.SERVE, Do.CHECK)
 
@@ -50,6 +55,8 @@ class Steps:
         turns: Turns,
         timers: Timers,
         limits: Limits,
+        host: HostFaults,
+        probes: Probes,
         *,
         others: bool,
     ) -> None:
@@ -61,6 +68,8 @@ class Steps:
         self._turns = turns
         self._timers = timers
         self._limits = limits
+        self._host = host
+        self._probes = probes
         self._others = others
         self._steps: Mapping[Do, Step] = {
             Do.NOTHING: self._nothing,
@@ -101,8 +110,8 @@ class Steps:
             self.arm(user, now)
 
     def connected(self, user: User, now: float) -> None:
-        """Take that the user's executor is connected, which ends a row of bad starts."""
-        user.was_ready, user.bad_starts = True, 0
+        """Take that the user's executor is connected, which ends a row of deaths."""
+        self._is_ready(user, now)
         self.happens(user, Event.CONNECTED, now)
 
     def elsewhere(self, user: User, now: float, *, ready: bool) -> None:
@@ -186,7 +195,7 @@ class Steps:
     def _look_at_probe(self, user: User, now: float) -> None:
         # While the consumer is cancelled what came back would not reach us: the next one is tried then.
         if user.pace.accepted(self._limits, now) and self._settlement.consuming:
-            user.was_ready, user.bad_starts = True, 0
+            self._is_ready(user, now)
             self.happens(user, Event.ACCEPTED, now)
 
     def _look_at_pause(self, user: User, now: float) -> None:
@@ -226,7 +235,17 @@ class Steps:
         self._turns.join(user, now)
 
     def _ask(self, user: User, now: float) -> None:
-        self._answers.ask(user, now)
+        if self._probes.may_start(user, now) or self._others:  # where others may start the user, that is asked next
+            self._answers.ask(user, now)
+            return
+        user.until, user.starts.blame = inf, Blame.HOST
+        user.reason = user.reason if user.starts.strikes else HOST_FAULT
+        self.happens(user, Event.NOT_NOW, now)
+
+    def _is_ready(self, user: User, now: float) -> None:
+        if not user.was_ready:  # one that ran before we looked proves nothing
+            self._host.ready(now)
+        user.was_ready, user.starts.deaths = True, 0
 
     def _watch(self, user: User, now: float) -> None:
         user.until = inf

@@ -1,9 +1,11 @@
 """What the machine keeps of one user. Plain data: the rules are in ``transitions`` and ``hand_over``."""
 
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
 from broker_listener.consuming import Delivery
+from broker_listener.host_fault import Blame
 from broker_listener.host_messages import UserState
 from broker_listener.pacing import Pace, Sight
 from broker_listener.transitions import State
@@ -29,6 +31,24 @@ class Executor(NamedTuple):
     known_at: float
 
 
+@dataclass(slots=True)
+class StartRecord:
+    """How starts of the user went, and whose fault it is that they failed."""
+
+    strikes: int = 0
+    """Starts in a row that failed."""
+    struck_since: float = inf
+    """Since when they fail by the user's own fault; inf if they do not, or if it is the host's."""
+    deaths: int = 0
+    """Executors in a row that ran and died before they were ready, by no fault of the host."""
+    deaths_voided: int = 0
+    """``HostFaults.deaths_voided`` as it was when these were counted."""
+    blame: Blame | None = None
+    """Whose fault the last answer was, or the last end of an executor; None if nobody's."""
+    probing: bool = False
+    """True if it is the user's turn to be started on a host that is at fault."""
+
+
 class User:
     """One user: state, held jobs, pace, and what is known of the executor. Times are those that events brought."""
 
@@ -38,7 +58,6 @@ class User:
         "asking",
         "asking_again",
         "away",
-        "bad_starts",
         "changed_at",
         "elsewhere",
         "executor",
@@ -59,6 +78,7 @@ class User:
         "refusal",
         "returned",
         "returns",
+        "starts",
         "state",
         "told",
         "under_way",
@@ -104,7 +124,8 @@ class User:
         self.asked_at = -inf
         self.away = False
         """Whether it was the helper's absence that began the pause."""
-        self.bad_starts = self.unknown_asks = self.grace_jobs = 0
+        self.unknown_asks = self.grace_jobs = 0
+        self.starts = StartRecord()
         self.unknown_since = inf
         self.refusal = ("", "")
         """Reason and detail of what is parked in FAILED."""

@@ -14,7 +14,17 @@ import click
 
 from broker_listener.config import parse_url, read_secret
 from broker_listener.operator.check_page import UNKNOWN, counts, print_findings, print_for_nagios, worst
-from broker_listener.operator.checks import account, daemons, host, hosts, installation, knime, processes, workspaces
+from broker_listener.operator.checks import (
+    account,
+    daemons,
+    host,
+    hosts,
+    installation,
+    knime,
+    processes,
+    starts,
+    workspaces,
+)
 from broker_listener.operator.checks.finding import (
     Finding,
     Inputs,
@@ -43,6 +53,7 @@ LOCAL: Final[tuple[Question, ...]] = (
     *workspaces.QUESTIONS,
     *host.QUESTIONS,
     *hosts.QUESTIONS,
+    *starts.QUESTIONS,
 )
 
 
@@ -124,7 +135,7 @@ class _Check(click.Command):
     type=click.Path(readable=False, path_type=Path),
     default=PATH,
     show_default=True,
-    help="Where the listener tells its status, with several hosts.",
+    help="Where the listener tells its status.",
 )
 @click.option("--accept", metavar="SUBJECT", multiple=True, help="Count this warning as ok; may be repeated.")
 @click.pass_obj
@@ -164,9 +175,8 @@ def findings(configuration: Configuration, wanted: Wanted) -> Iterator[Finding]:
     management = _management(configuration, wanted)
     running = ask(configuration.helper.socket.operator_path)
     run = patient_once(run_program)
-    inputs = Inputs(configuration, run=run, running=running, user=wanted.user, server_config=wanted.server_config)
-    if configuration.listener.cluster.enabled:
-        inputs = replace(inputs, listener=_listener(wanted.status_socket))
+    listening = _listener(wanted.status_socket)
+    inputs = Inputs(configuration, Path("/"), run, running, listening, wanted.user, wanted.server_config)
     yield from asked(LOCAL, inputs)
     listener, executors = _passwords(configuration)
     try:

@@ -66,6 +66,7 @@ class ListenerUser:
     """One user; ``state`` is one of transitions.py in lower case, ``reason`` the last refusal or failure.
 
     ``jobs`` counts those that were handed over, each once; ``handed_over`` and ``returned`` count every round of one.
+    ``blame`` says whose fault a failure is, "user" or "host"; None if that is no question.
     """
 
     user: str
@@ -79,6 +80,16 @@ class ListenerUser:
     pid: int | None
     jobs: int | None = None
     """None where a listener of 0.1.0 does not tell."""
+    blame: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostFaultSeen:
+    """Why executors do not start on the host, whosever they are, and of how many users that is known."""
+
+    reason: str
+    since: float
+    users: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,7 @@ class Snapshot:
     totals: Totals
     users: tuple[ListenerUser, ...]
     cluster: HostsSeen | None = None
+    host_faults: tuple[HostFaultSeen, ...] = ()
     connections: Mapping[str, Connection] = field(default_factory=lambda: MappingProxyType({}))
     parked: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     raw: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -170,6 +182,7 @@ def decoded(answer: bytes) -> Snapshot:
         "totals": _of(Totals, totals),
         "users": tuple(_of(ListenerUser, user) for user in _list(document.get("users"))),
         "cluster": _hosts(document.get("cluster")),
+        "host_faults": tuple(_of(HostFaultSeen, fault) for fault in _list(document.get("host_faults", []))),
     }
     flat = {name: document.get(name) for name in _FLAT}
     for name, expected in _FLAT.items():

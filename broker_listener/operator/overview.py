@@ -33,6 +33,7 @@ class Entry:
     pid: int | None = None
     state: str | None = None
     reason: str | None = None
+    blame: str | None = None
     since: float | None = None
     memory: int | None = None
     cpu_seconds: float | None = None
@@ -134,7 +135,7 @@ def _or_why(ask: Callable[[], T], name: str, why: dict[str, Stopped]) -> T | Non
 
 def _is_unwell(listener: Snapshot) -> bool:
     down = [one for one in listener.connections.values() if one.state != "up"]
-    return bool(down) or not listener.consuming or listener.helper.state != "up"
+    return bool(down or listener.host_faults) or not listener.consuming or listener.helper.state != "up"
 
 
 def _joined(helper: Listing | None, listener: Snapshot | None) -> list[Entry]:
@@ -156,6 +157,7 @@ def _told(entry: Entry, user: ListenerUser) -> Entry:
         entry,
         state=user.state if user.state != "absent" else "running",
         reason=user.reason,
+        blame=user.blame,
         **_counts(user),
     )
 
@@ -171,7 +173,7 @@ def _of_interest(user: ListenerUser, helper: Listing | None) -> Entry | None:
     if pid is None and user.state in QUIET and not (user.held or user.parked or user.reason):
         return None
     state = "absent" if user.state == "ready" and pid is None else user.state
-    entry = Entry(user.user, None, None, pid, state, user.reason, user.since, **_counts(user))
+    entry = Entry(user.user, None, None, pid, state, user.reason, user.blame, user.since, **_counts(user))
     if pid is None or (uid := processes.uid_of(pid)) is None:
         return entry
     return replace(entry, uid=uid, os_user=_account(uid), since=processes.started_at(pid) or user.since)

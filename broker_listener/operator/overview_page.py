@@ -21,7 +21,14 @@ WIDE: Final = 110
 HIGH: Final = 24
 MAX_HOSTS: Final = 6
 """Other hosts that have a line of their own, on a terminal that is high enough."""
-_STYLES: Final = {"up": "green", "down": "bold red", "blocked": "yellow", "draining": "yellow", "not consuming": "red"}
+_STYLES: Final = {
+    "up": "green",
+    "down": "bold red",
+    "blocked": "yellow",
+    "draining": "yellow",
+    "not consuming": "red",
+    "fault": "bold red",
+}
 
 
 def page(overview: Overview, columns: int, height: int | None = None) -> RenderableType:
@@ -88,6 +95,7 @@ def _health(overview: Overview, hosts: int) -> Iterator[Text]:
     else:
         yield _missing("helper", overview)
     if listener is not None:
+        yield from _host(listener, overview.at)
         yield from _jobs(listener)
 
 
@@ -128,6 +136,16 @@ def _connection(name: str, connection: Connection, now: float) -> Text:
 def _room(running: int | None, free: int | None) -> str:
     known = [] if running is None else [f"{running} executor{'' if running == 1 else 's'}"]
     return ", ".join([*known, "room not known" if free is None else f"room for {free} more"])
+
+
+def _host(listener: Snapshot, now: float) -> Iterator[Text]:
+    """Return a line for each reason why executors do not start here, or one that says ok."""
+    for fault in listener.host_faults:
+        users = f"{fault.users} user{'' if fault.users == 1 else 's'}"
+        facts = f"{escaped(fault.reason, 40)}, for {lapse(now - fault.since)}, {users}: the jobs are held"
+        yield _line("host", "fault", facts)
+    if not listener.host_faults:
+        yield _line("host", "ok", "executors start")
 
 
 def _jobs(listener: Snapshot) -> Iterator[Text]:
@@ -186,10 +204,14 @@ def _without(entries: Sequence[Entry], now: float, columns: int, room: int | Non
     if not shown:
         return _within(room, [_summary(f"{len(entries)} users without executor", entries)])
     rows = [
-        [e.user, e.state, e.reason, None if e.since is None else lapse(now - e.since), e.held, e.parked] for e in shown
+        [e.user, e.state, _why(e), None if e.since is None else lapse(now - e.since), e.held, e.parked] for e in shown
     ]
     made = table(_WITHOUT, rows, columns, gap=2 if columns >= WIDE else 1)
     return [Text(), made, *left_out]
+
+
+def _why(entry: Entry) -> str | None:
+    return entry.reason if entry.blame is None else f"{entry.reason} ({entry.blame})"
 
 
 def _chosen(entries: Sequence[Entry], room: int | None) -> tuple[Sequence[Entry], list[Text]]:

@@ -34,7 +34,8 @@ HISTORY: Final = 20
         memory and cpu are those of the user's whole scope, cpu in percent of one core since the look before; they are
         "-" where the host has no such figures. jobs and parked are the listener's counts since its start, held is what
         waits now; a job that was handed over counts once in jobs, however often it comes back.
-        Without an executor: who waits for one, or was refused, and why.
+        Without an executor: who waits for one, or was refused, and why; behind a failure whose fault it is, the
+        user's or the host's. The line "host" says whether executors start here at all.
 
         Root is told everything. A member of group knime-operators is told what the listener knows.
 
@@ -45,7 +46,7 @@ HISTORY: Final = 20
 
         exit status:
           0  all is well; with USER: the user is known
-          1  the broker is away, or no jobs are taken; with USER: nothing is known of them
+          1  the broker is away, no jobs are taken, or nobody's executor starts; with USER: nothing is known of them
           2  wrong usage, or the configuration cannot be used
           3  a daemon cannot be reached; what is known is shown
           4  not permitted
@@ -165,6 +166,7 @@ def _print_entry(user: str, entry: Entry | None) -> None:
     facts = {
         "state": entry.state,
         "reason": entry.reason,
+        "whose fault": entry.blame,
         "account": entry.os_user,
         "uid": entry.uid,
         "pid": entry.pid,

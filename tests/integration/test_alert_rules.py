@@ -37,6 +37,9 @@ WELL = {
     'knime_peruser_helper_answers_total{answer="prepare_failed"}': "1",
     'knime_peruser_helper_answers_total{answer="at_capacity"}': "1",
     'knime_peruser_helper_answers_total{answer="audit_unavailable"}': "1",
+    'knime_peruser_host_fault{reason="spawn_failed"}': "0",
+    'knime_peruser_host_fault{reason="died_before_ready"}': "0",
+    "knime_peruser_users_failing": "0",
     "knime_peruser_helper_draining": "0",
     "knime_peruser_helper_free": "50",
 }
@@ -51,6 +54,8 @@ GOES_WRONG = {
     "KnimePerUserJobsParked": {'knime_peruser_jobs_parked_total{reason="no_user"}': "0+1"},
     "KnimePerUserHeldTooLong": {"knime_peruser_jobs_held_too_long_total": "0+1"},
     "KnimePerUserStartsFail": {'knime_peruser_helper_answers_total{answer="prepare_failed"}': "0+1"},
+    "KnimePerUserHostFault": {'knime_peruser_host_fault{reason="spawn_failed"}': "1"},
+    "KnimePerUserUserFailing": {"knime_peruser_users_failing": "1"},
     "KnimePerUserHostFull": {'knime_peruser_helper_answers_total{answer="at_capacity"}': "0+1"},
     "KnimePerUserJobsGoRound": {
         "knime_peruser_jobs_returned_total": "0+600",

@@ -7,6 +7,7 @@ states or pauses.
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.host_messages import UserState
 from broker_listener.pacing import digest
+from broker_listener.probes import waits
 from broker_listener.properties import Properties
 from broker_listener.transitions import State
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
@@ -39,25 +41,27 @@ from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, Refu
 USERS = ("alice", "bob", "eve")
 ID = RequestId("1")
 PREFETCH = 30
+MAX_DEATHS = 3
 WORN_OUT = Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
 """Of a job that the broker has redelivered ten times."""
-OWN = ("name", "state", "executor", "was_ready", "bad_starts", "returned", "under_way", "reason", "until", "wake_at")
+OWN = ("name", "state", "executor", "was_ready", "starts", "returned", "under_way", "reason", "until", "wake_at")
 
 
 class Listener(RuleBasedStateMachine):
     """Drives a machine with small bounds through anything that broker, helper, kernel and publishers may do."""
 
     requeues = False
+    alone = False
     max_hold = 60.0
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = Machine(
             BrokerConfig(prefetch=PREFETCH, max_unconfirmed=4, max_hold=self.max_hold),
-            HandOverConfig(max_start_attempts=3, unknown_grace=5.0, start_timeout=20.0),
+            HandOverConfig(max_start_attempts=MAX_DEATHS, unknown_grace=5.0, start_timeout=20.0),
             (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
             jitter=lambda: 0.5,
-            elsewhere=self.is_elsewhere,
+            elsewhere=None if self.alone else self.is_elsewhere,
         )
         self.elsewhere: set[str] = set()
         self.told: dict[str, UserState] = dict.fromkeys(USERS, UserState.GONE)
@@ -72,6 +76,8 @@ class Listener(RuleBasedStateMachine):
         self.handed_first: dict[str, list[int]] = {user: [] for user in USERS}
         self.circulating: list[bytes] = []
         self.asked: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
+        """Ends of executors by user; a user whose jobs are parked for them has had enough."""
         self.watched: set[str] = set()
         self.handed_over: set[int] = set()
         self.parking: set[int] = set()
@@ -139,9 +145,12 @@ class Listener(RuleBasedStateMachine):
             Running(ID, user, 1000, self.pid, 1.0, None),
             Running(ID, user, 1000, self.pid - 1, 1.0, 5),
             *(Refused(ID, reason) for reason in (RefusedReason.UNKNOWN_USER, RefusedReason.DENIED_USER)),
-            *(Failed(ID, reason, 0.5) for reason in (FailedReason.SPAWN_FAILED, FailedReason.DRAINING)),
+            *(
+                Failed(ID, reason, 0.5)
+                for reason in (FailedReason.SPAWN_FAILED, FailedReason.PREPARE_FAILED, FailedReason.DRAINING)
+            ),
             Failed(ID, FailedReason.LOOKUP_TIMEOUT, 2.0),
-            *map(NotHere, WhyNotHere),
+            *(() if self.alone else map(NotHere, WhyNotHere)),
         ]
         self.asked[user] -= 1
         answer = data.draw(st.sampled_from(answers))
@@ -151,6 +160,7 @@ class Listener(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), back=st.integers(0, 2))
     def an_executor_ends(self, user: str, back: int) -> None:
+        self.ends[user] += 1
         with self.nobody_else_than(user):
             self.machine.exited(user, self.pid - back, self.now)
         self.act()
@@ -167,6 +177,7 @@ class Listener(RuleBasedStateMachine):
             self.machine.connected(user, self.now)
         self.act()
 
+    @precondition(lambda self: not self.alone)
     @rule(user=st.sampled_from(USERS))
     def an_executor_elsewhere_is_ready_or_none_is_any_more(self, user: str) -> None:
         self.elsewhere ^= {user}
@@ -174,6 +185,7 @@ class Listener(RuleBasedStateMachine):
             self.machine.elsewhere(user, self.now)
         self.act()
 
+    @precondition(lambda self: not self.alone)
     @rule(user=st.sampled_from(USERS))
     def another_host_wants_an_executor_here(self, user: str) -> None:
         with self.nobody_else_than(user):
@@ -218,14 +230,15 @@ class Listener(RuleBasedStateMachine):
 
     @contextmanager
     def nobody_else_than(self, user: str) -> Iterator[None]:
-        """See that it changes no other user's state, jobs or time of the next look."""
-        before = self.others_of(user)
+        """See that it changes no other user's state, jobs or time of the next look, but by a fault of the host."""
+        before, at_fault = self.others_of(user), self.machine.host.faults(self.now)
         yield
-        assert before == self.others_of(user), "no user's events change another's state"
+        if not (at_fault or self.machine.host.faults(self.now)):
+            assert before == self.others_of(user), "no user's events change another's state"
 
     def others_of(self, user: str) -> list[list[object]]:
         others = [other for other in self.machine._users.values() if other.name != user]
-        return [[*other.held, *(getattr(other, name) for name in OWN)] for other in others]
+        return [[*other.held, *(copy(getattr(other, name)) for name in OWN)] for other in others]
 
     def act(self) -> None:
         for action in self.machine.take_actions(self.now):
@@ -256,6 +269,8 @@ class Listener(RuleBasedStateMachine):
         self.without_answer[token] = (delivery, delivery.generation)
         if isinstance(action, Park):
             self.parking.add(token)
+            if action.reason == "start_failed":
+                assert self.ends[self.user_of[delivery.body]] >= MAX_DEATHS, "nothing else counts against a user"
         if isinstance(action, HandOver):
             self.note_order(delivery)
             self.handed_over.add(token)
@@ -276,11 +291,21 @@ class Listener(RuleBasedStateMachine):
 
     @invariant()
     def others_know_who_has_an_executor_here(self) -> None:
-        for user in self.machine.users.values():
+        for user in () if self.alone else self.machine.users.values():
             has = UserState.STARTING if user.executor is not None else UserState.GONE
             served = user.state in (State.PROBING, State.READY)
             assert self.told[user.name] is (UserState.READY if served else has)
             assert user.elsewhere == (user.name in self.elsewhere)
+
+    @invariant()
+    def who_waits_for_a_turn_is_in_line(self) -> None:
+        """And the line is looked at: while the host is at fault at the next turn, and never after it is well."""
+        probes = self.machine._probes
+        for user in self.machine.users.values():
+            assert not waits(user) or user in probes._new or user in probes._struck
+        if self.machine.host.start_fault(self.now) is None:
+            assert not any(waits(user) for user in self.machine.users.values())
+        assert len(probes) <= len(USERS)
 
     @invariant()
     def nothing_is_held_of_a_user_who_is_ready_elsewhere(self) -> None:
@@ -350,6 +375,12 @@ class Listener(RuleBasedStateMachine):
         raise AssertionError(f"held for ever: {self.unsettled}")
 
 
+class LoneListener(Listener):
+    """One that shares its queue with no other host: who has no turn waits in line."""
+
+    alone = True
+
+
 class RequeueingListener(Listener):
     """The same in mode requeue."""
 
@@ -406,6 +437,9 @@ class FirstHandOvers(RuleBasedStateMachine):
 
 SETTINGS = settings(max_examples=40, stateful_step_count=50, deadline=None)
 TestListener = Listener.TestCase
+TestLoneListener = LoneListener.TestCase
 TestRequeueingListener = RequeueingListener.TestCase
 TestFirstHandOvers = FirstHandOvers.TestCase
-TestListener.settings = TestRequeueingListener.settings = TestFirstHandOvers.settings = SETTINGS
+TestLoneListener.settings = TestListener.settings = TestRequeueingListener.settings = TestFirstHandOvers.settings = (
+    SETTINGS
+)

@@ -128,6 +128,9 @@ def test_the_page_counts_what_happened() -> None:
             "broker_blocked": 0,
             "consuming": 0,
             "helper_up": 0,
+            "host_fault{prepare_failed}": 0,
+            "host_fault{died_before_ready}": 0,
+            "users_failing": 0,
             "helper_answers_total{running}": 1,
             "helper_answers_total{denied_user}": 1,
         }
@@ -163,7 +166,7 @@ def test_of_several_hosts_it_is_told_how_they_are_and_of_one_nothing() -> None:
         assert {name: told[f"knime_peruser_{name}"] for name in expected} == expected
 
     async def one(port: int, _: Service) -> None:
-        assert "knime_peruser_host" not in (await ask(port))[1]
+        assert "knime_peruser_hosts" not in (await ask(port))[1]
 
     serving(several, cluster=True)
     serving(one)

@@ -287,6 +287,22 @@ STATUS = {
     "connections": {},
     "helper": {"state": "up", "since": 1.0, "draining": False, "free": 9},
 }
+WAITING = {"state": "backing_off", "since": 1.0, "held": 1, "handed_over": 0, "returned": 0, "parked": 0, "pid": None}
+
+
+def told(**status: object) -> Callable[[Host], object]:
+    """Have the listener tell this of itself."""
+
+    def change(host: Host) -> None:
+        host.listener = decoded(json.dumps({**STATUS, **status}).encode())
+
+    return change
+
+
+def host_fault(reason: str) -> Callable[[Host], object]:
+    return told(host_faults=[{"reason": reason, "since": 1.0, "users": 3}])
+
+
 FULL = SimpleNamespace(f_bavail=9, f_blocks=100, f_favail=50, f_files=100)
 NO_INODES = SimpleNamespace(f_bavail=50, f_blocks=100, f_favail=9, f_files=100)
 EXECUTOR = "com.knime.enterprise.slave.KNIME_REMOTE_APPLICATION"
@@ -449,6 +465,12 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
         lambda host: setattr(host, "running", "operator.sock: Connection refused"),
         "daemons.helper", Level.FAULT, "systemctl status"),
     "somebody else on the helper's socket": (lambda host: state(host, uid=1000), "daemons.helper", Level.FAULT, "who"),
+    "a host on which no start works": (host_fault("spawn_failed"), "starts.host", Level.FAULT, "knime-root-helper"),
+    "a host on which executors die": (
+        host_fault("died_before_ready"), "starts.host", Level.FAULT, "journalctl -t knime-executor-NAME"),
+    "a user who cannot be started while others can": (
+        told(users=[{**WAITING, "user": "alice", "reason": "prepare_failed", "blame": "user"}]),
+        "starts.users", Level.WARNING, "check --user NAME"),
     "a draining helper": (lambda host: state(host, draining=True), "daemons.helper", Level.WARNING, "undrain"),
     "a full host": (lambda host: state(host, free=0), "daemons.helper", Level.WARNING, "max_executors"),
 }  # fmt: skip
@@ -604,6 +626,14 @@ def test_where_the_listener_cannot_be_asked_neither_are_its_others(host: Host) -
     cluster_on(host)
     (found,) = [finding for finding in host.findings() if finding.subject == "hosts.others"]
     assert found.level is Level.NOT_ASKED
+
+
+def test_host_whose_starts_work_is_said_to_be_well(host: Host) -> None:
+    """A user who waits for the host's recovery is no finding of its own, nor is a listener that was not asked."""
+    (found,) = [finding for finding in host.findings() if finding.subject == "starts.host"]
+    assert found.level is Level.NOT_ASKED
+    told(users=[{**WAITING, "user": "alice", "reason": "host_fault", "blame": "host"}])(host)
+    assert [finding.level for finding in host.findings() if finding.subject.startswith("starts.")] == [Level.OK]
 
 
 SHOWN = [

@@ -15,6 +15,7 @@ from broker_listener.operator.listener_socket import (
     Connection,
     Held,
     HelperSeen,
+    HostFaultSeen,
     HostSeen,
     HostsSeen,
     OneOfThem,
@@ -120,6 +121,28 @@ def test_daemons_that_are_away_are_said_to_be_and_the_page_is_still_one() -> Non
     assert lines[-1] == "no executor runs on this host"
 
 
+def test_host_line_is_ok_or_says_what_fails_since_when_and_for_how_many() -> None:
+    well = overview([])
+    assert [line.split() for line in shown(well, 80) if line.startswith("host ")] == [
+        ["host", "ok", "executors", "start"]
+    ]
+    faults = (HostFaultSeen("spawn_failed", NOW - 720, 14), HostFaultSeen("died_before_ready", NOW - 5, 3))
+    ill = replace(well, listener=replace(LISTENER, host_faults=faults))
+    assert [line for line in shown(ill, 80) if line.startswith("host ")] == [
+        "host           fault      spawn_failed, for 12m00s, 14 users: the jobs are held",
+        "host           fault      died_before_ready, for 5s, 3 users: the jobs are held",
+    ]
+    assert (well.outcome, ill.outcome) == (Outcome.DONE, Outcome.FINDING)
+
+
+def test_failure_of_a_user_says_whose_fault_it_is() -> None:
+    own = replace(entry(7, "backing_off", held=1, pid=None), reason="prepare_failed", blame="user")
+    waits = replace(entry(8, "backing_off", held=1, pid=None), reason="host_fault", blame="host")
+    text = "\n".join(shown(overview([own, waits]), 110))
+    assert "prepare_failed (user)" in text
+    assert "host_fault (host)" in text
+
+
 def hosts(count: int, **changes: object) -> Snapshot:
     """Give what a listener tells that hears so many others: one that drains, one that is full, the rest free."""
     seen = [HostSeen("a", "up", 97, "all", None)]
@@ -133,7 +156,7 @@ def hosts(count: int, **changes: object) -> Snapshot:
 
 def of_hosts(listener: Snapshot, columns: int = 80, height: int | None = None) -> list[str]:
     lines = shown(replace(overview([entry(1)]), listener=listener), columns, height)
-    return [line for line in lines if line.startswith(("host ", "other hosts"))]
+    return [line for line in lines if line.startswith(("host b", "other hosts"))]
 
 
 def test_other_hosts_are_named_those_that_start_nobody_first_and_the_rest_is_counted() -> None:

@@ -97,6 +97,7 @@ def test_the_document_is_one_line_with_the_keys_that_operators_rely_on(path: Pat
             "returned": 0,
             "parked": 0,
             "reason": None,
+            "blame": None,
             "pid": 77,
         }
         assert told.pop("helper")["draining"] is None
@@ -111,6 +112,7 @@ def test_the_document_is_one_line_with_the_keys_that_operators_rely_on(path: Pat
             "queue": "knime-jobs",
             "parked_queue": "knime-jobs.parked",
             "mode": "republish",
+            "host_faults": [],
             "held": {"jobs": 1, "bytes": 4},
             "under_way": 0,
             "totals": {"received": 1, "handed_over": 0, "returned": 0, "parked": {}},
