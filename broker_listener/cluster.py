@@ -85,7 +85,8 @@ class Cluster:
         self._link = Link(config.broker.urls, self._exchange, partial(connect, config.broker))
         self._unanswered: set[str] = set()
         """Those whom our helper was asked for, and it has not answered yet."""
-        self._draining = self._leaving = False
+        self._draining = self._leaving = self._is_at_fault = False
+        self._free = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._published_at = 0.0
         self._scheduled = False
@@ -114,15 +115,17 @@ class Cluster:
         """Tell whether an executor of the user is ready on another host."""
         return self._hosts.placement.elsewhere(user)
 
-    def asks(self, user: str) -> NotHere | None:
+    def asks(self, user: str, *, probe: bool = False) -> NotHere | None:
         """Decide whether our helper is to be asked for the user's executor, or else what is the answer.
 
-        The others are told either that it starts here, or that jobs of the user wait here.
+        The others are told either that it starts here, or that jobs of the user wait here. A ``probe`` is asked for
+        here although this host is at fault.
         """
         now = time.monotonic()
         placement = self._hosts.placement
         runs_here = self._hosts.own_state(user) is not None
-        here = runs_here or (not self._is_joining(now) and self._hosts.starts_here(user, now))
+        may_start = self._hosts.starts_here(user, now) or (probe and self._is_at_fault)
+        here = runs_here or (not self._is_joining(now) and may_start)
         if here and not runs_here:
             self._unanswered.add(user)
             self._hosts.own_user(user, UserState.STARTING, now)
@@ -142,6 +145,12 @@ class Cluster:
             self._say(HostState.DRAINING if self._draining else HostState.UP, 0)
         if not executor and self._hosts.own_state(user) is UserState.STARTING:
             self.own_user(user, UserState.GONE)
+
+    def host_fault(self, *, on: bool) -> None:
+        """Handle whether this host can start no executor: to the others, and in placing users, it then has no room."""
+        if on is not self._is_at_fault:
+            self._is_at_fault = on
+            self._say(HostState.DRAINING if self._draining else HostState.UP, self._free)
 
     def own_user(self, user: str, state: UserState) -> None:
         """Tell the others what has become of the user's executor here."""
@@ -216,7 +225,8 @@ class Cluster:
             self._events.on_wanted(user)
 
     def _say(self, state: HostState, free: int) -> None:
-        self._hosts.beat(HostState.LEAVING if self._leaving else state, free)
+        self._free = free
+        self._hosts.beat(HostState.LEAVING if self._leaving else state, 0 if self._is_at_fault else free)
         self._soon()
 
     def _soon(self) -> None:

@@ -205,6 +205,8 @@ class Service:
 
     def _perform(self) -> None:
         self._scheduled = False
+        if self._cluster is not None:
+            self._cluster.host_fault(on=bool(self._machine.host.faults(time.monotonic())))
         for action in self._machine.take_actions(time.monotonic()):
             try:
                 self._does[type(action)](action)
@@ -250,7 +252,7 @@ class Service:
 
     def _ask(self, action: a.Ask) -> None:
         """Ask the helper, unless another host is to run the executor."""
-        not_here = self._cluster.asks(action.user) if self._cluster is not None else None
+        not_here = self._cluster.asks(action.user, probe=action.probe) if self._cluster is not None else None
         if not_here is None:
             self._asks.ask(action)
         else:

@@ -153,3 +153,25 @@ def test_a_host_beyond_those_that_fit_is_named_in_the_log_and_not_known(caplog: 
         assert line.startswith(f"event=host_left_out host=b{MAX_HOSTS - 1} ")
 
     run(check)
+
+
+def test_host_at_fault_says_it_is_full_and_starts_probes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others start its new users; whom it runs it goes on to ask for; it has its room again afterwards."""
+    monkeypatch.setattr(cluster, "JOIN_WITHIN", 0.0)
+
+    async def check(made: Cluster) -> None:
+        made.own_user("old", UserState.READY)
+        made.host_fault(on=True)
+        assert made.view().hosts[0].free == 0
+        assert made.asks("alice") == NotHere(WhyNotHere.NO_HOST_FREE)
+        assert made.asks("old") is None
+        assert made.asks("alice", probe=True) is None
+        made.answered("alice", executor=False, full=False)
+        made.helper_listed(draining=False, free=8)
+        assert made.view().hosts[0].free == 0
+        made.on_message(HostMessage("b", "0" * 16, 1, Beat(HostState.UP, 3, 1)))
+        assert made.asks("bob") == NotHere(WhyNotHere.ANOTHER_HOSTS_TURN)
+        made.host_fault(on=False)
+        assert made.view().hosts[0].free == 8
+
+    run(check)
