@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lab.chaos import listener_status
+from tests.lab.operators_command import run
 from tests.lab.processes import wait_for
 from tests.lab.site import Site
 
@@ -165,6 +166,17 @@ def test_one_user_s_failure_is_told_as_the_user_s(site: Site) -> None:
     all_run_within(site, [job])
 
 
+def told_by_commands(site: Site) -> None:
+    """See that status and check tell it, to a person and to a program."""
+    socket = ("--status-socket", str(site.installation.status_socket))
+    page = run(site.installation, "status", *socket)
+    (line,) = [line for line in page.out.splitlines() if line.startswith("host ")]
+    assert line.split()[:3] == ["host", "fault", "spawn_failed,"]
+    assert page.status == 1
+    found = run(site.installation, "check", "--json", *socket).json["findings"]
+    assert [one["level"] for one in found if one["subject"] == "starts.host"] == ["fault"]
+
+
 def test_listener_restart_amid_a_host_fault_loses_nothing(site: Site) -> None:
     start(site)
     users = [site.accounts.user(f"u{number}").name for number in range(2)]
@@ -174,6 +186,7 @@ def test_listener_restart_amid_a_host_fault_loses_nothing(site: Site) -> None:
         site.listener.kill()
         site.listener.start()
         wait_for(lambda: host_of(site), 60, "the host's fault, found again")
+        told_by_commands(site)
         assert parked(site) == 0
         mend()
     all_run_within(site, jobs)

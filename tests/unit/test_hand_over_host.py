@@ -248,6 +248,39 @@ def test_hosts_fault_does_not_count_towards_a_users_hour() -> None:
     assert "u0" in asked(listener), "its own hour begins with its first failure after the host's"
 
 
+def test_own_fault_beside_the_hosts_outlives_it_and_parks_nothing() -> None:
+    """A user who cannot be started at all is the host's concern while it is at fault, and the user's own afterwards."""
+    listener = at_fault()
+    bad, begun = "u0", listener.now
+    while listener.now < begun + 100:
+        for user in asked(listener):
+            fails(listener, user)
+        listener.wait(0.5)
+    while listener.now < begun + 200:
+        for user in asked(listener):
+            if user == bad:
+                fails(listener, user, PREPARE)
+            else:
+                listener.started(user)
+        listener.wait(0.5)
+    assert listener.machine.host.faults(listener.now) == []
+    assert listener.machine.users[bad].starts.blame is Blame.USER
+    assert listener.machine.users["u1"].executor is not None
+    assert not listener.of(Park)
+
+
+def test_users_who_alternate_between_well_and_ill_are_no_fault_of_the_host() -> None:
+    listener = Listener(LONG)
+    for number in range(30):
+        user = f"u{number}"
+        listener.job(user, user)
+        if number % 2:
+            fails(listener, user)
+        else:
+            listener.started(user, 100 + number)
+        assert listener.machine.host.faults(listener.now) == []
+
+
 def test_retry_after_is_obeyed() -> None:
     listener = Listener(LONG)
     listener.job("bob", "one")
