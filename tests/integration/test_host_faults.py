@@ -64,9 +64,7 @@ def away(path: Path) -> Iterator[Callable[[], object]]:
 @contextmanager
 def full(directory: Path) -> Iterator[Callable[[], object]]:
     """Have a file system without a free inode there."""
-    mounted = ["mount", "-t", "tmpfs", "-o", "nr_inodes=2,mode=0711", "kpr-test", str(directory)]
-    if subprocess.run(mounted, capture_output=True, check=False).returncode:
-        pytest.skip("nothing can be mounted here")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2,mode=0711", "kpr-test", str(directory)], check=True)
     directory.joinpath(".full").touch()
     try:
         yield lambda: subprocess.run(["mount", "-o", "remount,nr_inodes=10000", str(directory)], check=True)
@@ -92,7 +90,7 @@ def start_with_prefix(site: Site) -> None:
     start(site, executor={"prefix": [str(prefix)]})
 
 
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize("what", ["program", "prefix", pytest.param("workspaces", marks=pytest.mark.needs("mount"))])
 def test_host_fault_parks_nobody_and_is_over_soon(site: Site, what: str) -> None:
     """Three new users' jobs are held for as long as it lasts, told as the host's, and run within 30 s."""
     reason, broken = FAULTS[what]
@@ -100,7 +98,7 @@ def test_host_fault_parks_nobody_and_is_over_soon(site: Site, what: str) -> None
     users = [site.accounts.user(f"u{number}").name for number in range(3)]
     with broken(site) as mend:
         jobs = [site.server.publish(user) for user in users]
-        wait_for(lambda: failures(site) >= 12 or parked(site), 90, "failed starts")
+        wait_for(lambda: failures(site) >= 7 or parked(site), 90, "three failed starts of one of them at least")
         assert parked(site) == 0
         assert listener_status(site)["held"]["jobs"] == 3
         fault = host_of(site)[reason]
@@ -122,7 +120,7 @@ def test_host_deaths_of_three_users_park_nobody(site: Site) -> None:
     program.write_text(BAD_PROGRAM, encoding="ascii")
     users = [site.accounts.user(f"u{number}").name for number in range(3)]
     jobs = [site.server.publish(user) for user in users]
-    wait_for(lambda: failures(site) >= 15 or parked(site), 60, "deaths")
+    wait_for(lambda: failures(site) >= 13 or parked(site), 90, "five deaths of one of them at least")
     assert parked(site) == 0
     assert host_of(site)["died_before_ready"]["users"] == 3
     program.write_text(good, encoding="utf-8")
