@@ -106,14 +106,13 @@ class User:
         """Whether the user stands in one of the lines of ``Turns``."""
         self.pace = Pace()
         self.executor: Executor | None = None
-        self.was_ready = False
+        self.was_ready = self.watched = False
         self.elsewhere = False
         """Whether another host has an executor of the user that is ready."""
         self.wanted_until = -inf
         """Until when an executor is to be started though no job is held here: another host has jobs of the user."""
         self.told = UserState.GONE
         """What other hosts were told of the user's executor here."""
-        self.watched = False
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""
         self.gone_at = -inf
