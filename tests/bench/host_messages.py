@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from broker_listener.host_messages import Beat, HostMessage, HostState, Users, UserState, decode, encode
 from broker_listener.hosts import Hosts
-from tests.bench.instruments import Rows
+from tests.bench.table import Rows
 
 HOSTS, USERS = 50, 5000
 HEARTBEAT, DEAD_AFTER = 5.0, 15.0

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from tests.bench.instruments import CONNECTS, Rows
+from tests.bench.instruments import CONNECTS
+from tests.bench.table import Rows
 from tests.lab.accounts import OsUser, run_prefix
 from tests.lab.broker_node import JOBS_EXCHANGE, BrokerNode
 from tests.lab.processes import wait_for
