@@ -21,6 +21,7 @@ from broker_listener.operator.checks import (
     hosts,
     installation,
     knime,
+    message_size,
     processes,
     starts,
     workspaces,
@@ -53,6 +54,7 @@ LOCAL: Final[tuple[Question, ...]] = (
     *workspaces.QUESTIONS,
     *host.QUESTIONS,
     *hosts.QUESTIONS,
+    *message_size.QUESTIONS,
     *starts.QUESTIONS,
 )
 

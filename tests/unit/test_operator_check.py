@@ -63,6 +63,7 @@ class Host:
             "systemctl show": Ran(0, "\n".join(map(UNITS.format, RUNNING_UNITS))),
             "timedatectl show": Ran(0, "yes\n"),
             "/usr/bin/env CREDENTIALS_DIRECTORY=/etc/knime-peruser": Ran(0, ""),
+            "rabbitmqctl": Ran(0, "{ok,16777216}\n"),
         }
         self.configuration = Configuration(
             Path("/etc/knime-peruser"),
@@ -399,6 +400,12 @@ FAULTS: dict[str, tuple[Callable[[Host], object], str, Level, str]] = {
     "RemoveIPC by a later file": (
         write("etc/systemd/logind.conf.d/z.conf", "[Login]\nRemoveIPC=yes\n"),
         "host.remove_ipc", Level.WARNING, "RemoveIPC=no"),
+    "a broker that takes 128 MiB": (
+        answer("rabbitmqctl", 0, "{ok,134217728}\n"),
+        "broker.message_size",
+        Level.WARNING,
+        "max_message_size = 16777216",
+    ),
     "a clock that nobody keeps": (answer("timedatectl show", 0, "no\n"), "host.clock", Level.WARNING, "chrony"),
     "a daemon that does not run": (
         unit("knime-root-helper.service", "LoadState=loaded\nActiveState=failed\nUnitFileState=enabled\n"),
@@ -662,3 +669,20 @@ def test_nagios_finds_its_performance_data_behind_the_only_bar(capsys: pytest.Ca
     assert check_page.print_for_nagios([Finding(Level.WARNING, "s", "a | b\nc", "x")], 0.5) == 1
     line = "KNIME-PERUSER WARNING - s: a / b\\nc | ok=0 warning=1 fault=0 not_asked=0 time=0.50s\n"
     assert capsys.readouterr().out == line
+
+
+def test_message_size_of_a_broker_that_cannot_be_asked_is_not_asked(tmp_path: Path) -> None:
+    """On another host, without rabbitmqctl, and when its node is down: with the command to use there."""
+    away = replace(ListenerConfig().broker, urls=("amqp://knime@broker.example/%2F",))
+    for listener, ran in (
+        (replace(ListenerConfig(), broker=away), Ran(0, "{ok,134217728}\n")),
+        (ListenerConfig(), Ran(None, "rabbitmqctl: No such file or directory")),
+        (ListenerConfig(), Ran(69, "Error: unable to perform an operation on node 'rabbit@host'")),
+        (ListenerConfig(), Ran(0, "undefined\n")),
+    ):
+        host = Host(tmp_path / f"{ran.status} {len(ran.output)}")
+        host.configuration = replace(host.configuration, listener=listener)
+        host.answers["rabbitmqctl"] = ran
+        (found,) = [one for one in host.findings() if one.subject == "broker.message_size"]
+        assert found.level is Level.NOT_ASKED
+        assert "rabbitmqctl --quiet eval" in found.advice
