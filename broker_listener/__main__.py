@@ -16,6 +16,7 @@ from broker_listener.config import ListenerConfig, NoPassword, load, read_passwo
 from broker_listener.notify import Notify
 from protocol.settings import SettingsError
 
+HOST_FAULT: Final = 1
 CONFIGURATION_FAULT: Final = 2
 
 
@@ -45,6 +46,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _serve(config: ListenerConfig) -> int:
     # Not before: --check needs neither pika nor zmq.
+    from broker_listener.pika_seam import missing  # noqa: PLC0415
+
+    if lacks := missing():
+        return _fault(
+            f"knime-broker-listener: this pika is none of 1.2 to 1.4: {', '.join(lacks)}; install one of these, or a"
+            " newer knime-peruser",
+            status=HOST_FAULT,
+        )
     from broker_listener.service import run  # noqa: PLC0415
     from broker_listener.stderr_log import StderrLog  # noqa: PLC0415
 
@@ -57,7 +66,7 @@ def _serve(config: ListenerConfig) -> int:
     return 0
 
 
-def _fault(*faults: str) -> int:
+def _fault(*faults: str, status: int = CONFIGURATION_FAULT) -> int:
     try:
         for fault in faults:
             sys.stderr.write(fault.encode("ascii", "backslashreplace").decode() + "\n")
@@ -66,7 +75,7 @@ def _fault(*faults: str) -> int:
     notify = Notify()
     notify.failed("; ".join(faults))
     notify.close()
-    return CONFIGURATION_FAULT
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +112,7 @@ queue. Running executors are never disturbed by its start, end or crash."""
 _EPILOG: Final = """\
 exit status:
   0  ended when told to; or, with --check, nothing is wrong
+  1  the installed pika lacks what the listener relies on
   2  the configuration cannot be used: one line a fault on stderr, naming file,
      key and what is expected; or it was started as root
 

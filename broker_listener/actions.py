@@ -98,6 +98,7 @@ class Fault(StrEnum):
     NOT_PUBLISHED = "not_published"
     PARKED = "parked"
     NOT_PARKED = "not_parked"
+    NOT_PARKABLE = "not_parkable"
     HOLDING_FULL = "holding_full"
 
 
@@ -115,6 +116,8 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
         "and whether its queue is full",
         Fault.PARKED: "message was parked; knime-peruser parked list tells why",
         Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? see knime-peruser parked",
+        Fault.NOT_PARKABLE: "message is larger than broker.max_parkable: it is held without its body and goes back to "
+        "the queue after broker.max_hold, again and again; remove it there, and see who publishes so much",
         Fault.HOLDING_FULL: "no further jobs are taken until half of those held are gone; "
         "see why they are held, and broker.max_held_bytes",
     }

@@ -1,4 +1,4 @@
-"""Connections and channels of the broker: all of pika, which nothing else imports.
+"""Connections and channels of the broker: all of pika but its internals, which are in ``pika_seam``.
 
 What ends a channel ends its connection, unless the channel stands for itself, and says why. No exception of pika leaves
 this file, no property is decoded, and no password is kept: it is read at each connect and given to pika alone.
@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import pika
 from pika import spec
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
 from broker_listener.config import BrokerConfig, BrokerUrl, NoPassword, read_password, tls_context
+from broker_listener.large_body import LargeBody
 from broker_listener.link import Losable, Lost, Role
+from broker_listener.pika_seam import BeginLarge, SteadyConnection, forget_cancelled
 from broker_listener.properties import RawProperties
 from broker_listener.secret_text import doubt
 from broker_listener.strict_x509 import cure
@@ -27,6 +28,8 @@ FRAME_MAX: Final = 131072
 HEARTBEAT: Final = 30
 CONNECT_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 0.5
+MAX_OWN_BODY: Final = 65536
+"""Bytes of what listeners tell each other (``host_messages``); ``max_body`` is of jobs."""
 
 spec.props[spec.BasicProperties.INDEX] = RawProperties
 # What pika logs may hold what a message holds, over several lines; what matters of it is logged here.
@@ -39,9 +42,11 @@ class Channel:
     Its end, or its consumer's, is that of ``whole``: the connection, or what stands for this channel alone.
     """
 
-    def __init__(self, raw: Any, whole: Losable) -> None:
+    def __init__(self, raw: Any, whole: Losable, max_body: int, begin_large: BeginLarge | None) -> None:
+        """Bodies over ``max_body`` go where ``begin_large`` says, nowhere without it."""
         self._raw = raw
         self._whole = whole
+        raw.connection.limit_bodies(raw, max_body, begin_large)
         raw.add_on_close_callback(lambda _channel, error: whole.fail(_reason(error)))
         raw.add_on_cancel_callback(lambda _frame: whole.fail("the broker ended the consumer: is the queue gone?"))
 
@@ -100,7 +105,7 @@ class Channel:
     async def cancel(self, consumer: str) -> None:
         """End the consumer; what the broker sent before it knew is still delivered."""
         answer = self._ask(self._raw.basic_cancel, consumer_tag=consumer)
-        self._raw._cancelled.discard(consumer)  # noqa: SLF001 - or pika rejects what is on its way, unasked
+        forget_cancelled(self._raw, consumer)
         await answer
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: bytes) -> None:
@@ -111,6 +116,32 @@ class Channel:
             reason = _reason(error)
             asyncio.get_running_loop().call_soon(self._end, reason)
             raise Lost(reason) from None
+
+    async def publish_large(self, target: tuple[str, str], body: LargeBody, properties: bytes) -> None:
+        """Publish as mandatory, piece by piece, on a channel that nothing else uses; raises Lost.
+
+        A message that was begun has to be ended: where that is not possible the whole connection ends.
+        """
+        connection, lost = self._raw.connection, self._whole.future()
+        try:
+            for room in connection.publish_large(self._raw, target, body, properties):
+                await asyncio.wait({room, lost}, return_when=asyncio.FIRST_COMPLETED)
+                if lost.done():
+                    lost.result()
+        except Lost:
+            raise
+        except BaseException:
+            connection.drop()
+            raise
+        finally:
+            if not lost.cancel():
+                lost.exception()
+
+    def close(self) -> None:
+        """End the channel; what was published on it and not confirmed has an unknown end."""
+        with contextlib.suppress(AMQPError):
+            if self._raw.is_open:
+                self._raw.close()
 
     def ack(self, tag: int, *, multiple: bool) -> None:
         """Settle a delivery, or all up to it, as done."""
@@ -141,19 +172,24 @@ class Channel:
 class Connection(Losable):
     """A connection of pika's that is open; it is lost when a channel of it is, too."""
 
-    def __init__(self, raw: Any, closed: asyncio.Future[str]) -> None:
+    def __init__(self, raw: Any, closed: asyncio.Future[str], max_body: int) -> None:
         super().__init__()
         self._raw = raw
+        self._max_body = max_body
         self._closed = closed
         self.frame_max = raw.params.frame_max or FRAME_MAX
         self.max_properties = max_properties(self.frame_max)
         closed.add_done_callback(lambda closed: self.fail(closed.result()))
 
-    async def open_channel(self, whole: Losable | None = None) -> Channel:
-        """Open a channel whose end is that of ``whole``, of the connection unless it is given; raises Lost."""
+    async def open_channel(self, whole: Losable | None = None, begin_large: BeginLarge | None = None) -> Channel:
+        """Open a channel whose end is that of ``whole``, of the connection unless it is given; raises Lost.
+
+        A body over ``max_body`` goes where ``begin_large`` says; without it, it arrives as one that was thrown away.
+        """
         opened = self.future()
         _call(opened, self._raw.channel, on_open_callback=partial(_settle, opened))
-        return Channel(await opened, whole or self)
+        limit = self._max_body if begin_large is not None else max(self._max_body, MAX_OWN_BODY)
+        return Channel(await opened, whole or self, limit, begin_large)
 
     async def declare_queue(self, name: str, arguments: dict[str, object]) -> str | None:
         """Declare a durable queue on a channel of its own; give why it cannot be had, if so; raises Lost."""
@@ -228,7 +264,7 @@ async def connect(config: BrokerConfig, url: BrokerUrl, role: Role) -> Connectio
             reason = _reason(error)
             opened.set_exception(Lost(f"{reason}{hint}" if _REFUSED in reason else reason))
 
-    raw = _BatchingConnection(
+    raw = SteadyConnection(
         _parameters(config, url, role.name, password),
         on_open_callback=partial(_settle, opened),
         on_open_error_callback=failed,
@@ -242,33 +278,7 @@ async def connect(config: BrokerConfig, url: BrokerUrl, role: Role) -> Connectio
     except asyncio.CancelledError:
         raw.drop()
         raise
-    return Connection(raw, closed)
-
-
-class _BatchingConnection(AsyncioConnection):  # type: ignore[misc]  # pika has no types
-    """Sends what one iteration of the loop writes at once: a send for each frame is a sixth of a relay's time."""
-
-    def __init__(self, *arguments: object, **keywords: object) -> None:
-        self._unsent: list[bytes] = []
-        super().__init__(*arguments, **keywords)
-
-    def drop(self) -> None:
-        """End it without a word to the broker."""
-        with contextlib.suppress(AMQPError):
-            self.close()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if not self._unsent:
-            self.ioloop.call_soon(self._send)
-        self._unsent.append(data)
-
-    def _send(self) -> None:
-        data = b"".join(self._unsent)
-        self._unsent.clear()
-        if self._transport is not None:
-            super()._adapter_emit_data(data)
+    return Connection(raw, closed, config.max_body)
 
 
 def _parameters(config: BrokerConfig, url: BrokerUrl, role: str, password: str) -> pika.ConnectionParameters:

@@ -41,6 +41,8 @@ class Broker:
         self.give_back = self._consumer.give_back
         self.hand_over = self._publisher.hand_over
         self.park = self._publisher.park
+        self.park_large = self._publisher.park_large
+        self.put_back_large = self._publisher.put_back_large
 
     def start(self) -> None:
         """Begin to connect; the events tell the rest."""

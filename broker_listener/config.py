@@ -40,6 +40,7 @@ class BrokerConfig:
     max_unconfirmed: int = within(1000, 1, 100000)
     max_body: int = within(262144, 1024, 2**27)
     max_held_bytes: int = within(67108864, 2**20, 2**40)
+    max_parkable: int = within(2**27, 1024, 2**29)
     max_hold: float = within(600.0, 1.0, 1700.0)  # RabbitMQ closes a channel that holds a delivery for 1800 s
 
 
@@ -126,7 +127,12 @@ def load(path: str | Path) -> ListenerConfig:
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are both
         raise SettingsError([f"{file}: is not TOML: {error}"]) from None
     config = settings(ListenerConfig, table, file)
-    faults = [*_broker_faults(config.broker), *_hand_over_faults(config.hand_over), *_other_faults(config)]
+    faults = [
+        *_broker_faults(config.broker),
+        *_size_faults(config.broker),
+        *_hand_over_faults(config.hand_over),
+        *_other_faults(config),
+    ]
     if faults:
         raise SettingsError([f"{file}: {fault}" for fault in faults])
     return config
@@ -237,6 +243,11 @@ def _broker_faults(broker: BrokerConfig) -> Iterator[str]:
     if broker.parked_queue == broker.queue:
         yield "broker.parked_queue: another queue than broker.queue is expected"
     yield from _tls_faults(broker)
+
+
+def _size_faults(broker: BrokerConfig) -> Iterator[str]:
+    if broker.max_parkable < broker.max_body:
+        yield "broker.max_parkable: at least broker.max_body is expected"
 
 
 def _tls_faults(broker: BrokerConfig) -> Iterator[str]:

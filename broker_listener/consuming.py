@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from broker_listener.broker import Channel, Connection
 from broker_listener.config import BrokerConfig
+from broker_listener.large_body import LargeBody
 from broker_listener.limited_log import LimitedLog
 
 LOG: Final = logging.getLogger(__name__)
@@ -20,7 +21,10 @@ RETRY_AFTER_A_BUG: Final = 60.0
 
 
 class Delivery(NamedTuple):
-    """One message as the broker delivered it; ``properties`` are its raw bytes."""
+    """One message as the broker delivered it; ``properties`` are its raw bytes.
+
+    A body over ``max_body`` is ``large`` and not in ``body``.
+    """
 
     generation: int
     tag: int
@@ -29,6 +33,7 @@ class Delivery(NamedTuple):
     redelivered: bool
     exchange: str
     routing_key: str
+    large: LargeBody | None = None
 
 
 class ConsumeEvents(Protocol):
@@ -36,6 +41,9 @@ class ConsumeEvents(Protocol):
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a delivery; it is settled by ``ack`` or ``give_back``, later or at once."""
+
+    def keeps(self, size: int) -> bool:
+        """Return whether a body over ``max_body`` that begins to arrive is to be kept."""
 
     def on_deliveries_lost(self) -> None:
         """Forget every unsettled delivery: the channel is gone and the broker delivers them again."""
@@ -99,7 +107,7 @@ class Consumer:
 
     async def serve(self, connection: "Connection", ready: Callable[[], None]) -> None:
         """Make a channel ready and consume as wanted until it is lost (raises Lost) or ``stop`` was called."""
-        channel = await connection.open_channel()
+        channel = await connection.open_channel(begin_large=self._begin_large(self.generation + 1))
         await channel.expect_queue(self._config.queue)
         await channel.qos(self._config.prefetch)
         self.generation += 1
@@ -164,10 +172,17 @@ class Consumer:
         for tag in acks:
             self._channel.ack(tag, multiple=False)
 
+    def _begin_large(self, generation: int) -> Callable[[int], LargeBody]:
+        def begin(size: int) -> LargeBody:
+            kept = self._channel is not None and generation == self.generation and self._events.keeps(size)
+            return LargeBody(size, kept=kept)
+
+        return begin
+
     def _on_delivery(  # noqa: PLR0913, PLR0917 - a delivery less its generation, as pika tells it
         self,
         tag: int,
-        body: bytes,
+        body: bytes | LargeBody,
         properties: bytes,
         redelivered: bool,  # noqa: FBT001
         exchange: str,
@@ -176,7 +191,8 @@ class Consumer:
         if self._channel is None:  # lost, and not closed yet: it comes again
             return
         self._settlements.delivered(tag)
-        delivery = Delivery(self.generation, tag, body, properties, redelivered, exchange, routing_key)
+        large, body = (body, b"") if isinstance(body, LargeBody) else (None, body)
+        delivery = Delivery(self.generation, tag, body, properties, redelivered, exchange, routing_key, large)
         try:
             self._events.on_delivery(delivery)
         except Exception as error:  # noqa: BLE001 - it ends this message, not the connection

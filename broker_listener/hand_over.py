@@ -20,6 +20,7 @@ from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.host_fault import HostFaults
 from broker_listener.job_log import Happened, HostChanged
+from broker_listener.large_body import LargeBody
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
@@ -58,6 +59,7 @@ class Machine:
         ``elsewhere`` says whether another host has an executor of the user that is ready; None: there are no others.
         """
         self._actions: list[Action] = []
+        self._broker = broker
         self._max_hold = broker.max_hold
         self._limits = Limits(hand_over.retry_initial, hand_over.retry_max, jitter)
         self._elsewhere = elsewhere or (lambda _: False)
@@ -128,6 +130,21 @@ class Machine:
         self.settlement.arrived(delivery)
         self._actions.append(Report(Fault.PARKED, None, f"reason={reason} {detail}"))
         self.settlement.park(Leaving(delivery, reason, detail, now), now)
+
+    def keeps(self, size: int, now: float) -> bool:
+        """Return whether a body over ``max_body`` that begins to arrive is to be kept."""
+        return self.settlement.keeps(size, now)
+
+    def too_large(self, delivery: Delivery, large: LargeBody, now: float) -> None:
+        """Handle a message that is larger than any job: it is parked, unless it is too large for that, too."""
+        self.settlement.arrived(delivery)
+        detail = f"{large.size} bytes, max_body is {self._broker.max_body}"
+        if large.size > self._broker.max_parkable:
+            said = f"size={large.size} max_parkable={self._broker.max_parkable}"
+            self._actions.append(Report(Fault.NOT_PARKABLE, None, said))
+        elif large.kept:  # else it arrives again
+            self._actions.append(Report(Fault.PARKED, None, f"reason=too_large {detail}"))
+        self.settlement.park_large(Leaving(delivery, "too_large", detail, now), now)
 
     def deliveries_lost(self, now: float) -> None:
         """Forget every delivery: the channel that they came on is gone."""

@@ -105,7 +105,8 @@ class _Job:
             identity = message_id(self._delivery.properties)
         except BadProperties:
             identity = None
-        job = digest(self._delivery.body, identity).hex()
+        large = self._delivery.large
+        job = (digest(self._delivery.body, identity) if large is None else large.digest(identity)).hex()
         return job if identity is None else f"{job} message_id={identity[:MAX_ID].decode('latin-1')!a}"
 
 

@@ -70,6 +70,11 @@ def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter("jobs_held_too_long", "Messages that went back after broker.max_hold.", counters.held_too_long)
     yield _gauge("jobs_held", "Messages in the listener's hands, those under way among them.", settlement.deliveries)
     yield _gauge("held_bytes", "Their bodies and properties.", settlement.bytes)
+    yield _gauge(
+        "jobs_not_parked",
+        "Messages in the listener's hands that could not be parked; their bodies are not kept.",
+        settlement.not_parked,
+    )
     yield _gauge("jobs_under_way", "Published messages that the broker has not confirmed yet.", settlement.under_way)
     yield _latency(counters)
 

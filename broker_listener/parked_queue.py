@@ -12,6 +12,8 @@ from typing import Final
 
 from broker_listener.broker import Connection
 from broker_listener.confirms import Confirms, Message, Outcome
+from broker_listener.large_body import LargeBody
+from broker_listener.large_publisher import LargePublisher
 from broker_listener.limited_log import LimitedLog
 from broker_listener.link import Losable, Lost
 from broker_listener.parked_count import ParkedCount
@@ -29,6 +31,7 @@ class ParkedQueue:
         self._tell = tell
         self._confirms = Confirms(self._told)
         self._count = ParkedCount(name, urls)
+        self._large = LargePublisher(self._told)
         self._connection: Connection | None = None
         self._repair: asyncio.Task[None] | None = None
         self._reason = ""
@@ -36,11 +39,12 @@ class ParkedQueue:
 
     def __len__(self) -> int:
         """Give how many messages have no answer."""
-        return len(self._confirms)
+        return len(self._confirms) + len(self._large)
 
     async def begin(self, connection: Connection) -> None:
         """Declare the queue and open the channel; where neither can be had, hand-overs go on."""
         self._connection = connection
+        self._large.begin(connection)
         await self._repaired(connection)
         self._count.begin(connection)
 
@@ -51,6 +55,7 @@ class ParkedQueue:
         if self._repair is not None:
             self._repair.cancel()
         self._confirms.lost()
+        self._large.lost()
 
     def publish(self, token: int, body: bytes, properties: bytes) -> None:
         """Publish to the queue, through the default exchange."""
@@ -59,6 +64,12 @@ class ParkedQueue:
             self._begin_repair()
         self._count.published(token)
         self._confirms.publish(Message(token, ("", self._name), body, properties))
+
+    def publish_large(self, token: int, body: LargeBody, properties: bytes, queue: str = "") -> None:
+        """Publish a large message to the queue, or to another one, through the default exchange."""
+        if not queue:
+            self._count.published(token)
+        self._large.publish(token, ("", queue or self._name), body, properties)
 
     def _told(self, token: int, outcome: Outcome) -> None:
         self._count.answered(token, confirmed=outcome is Outcome.CONFIRMED)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from broker_listener.broker import Connection
 from broker_listener.config import BrokerConfig
 from broker_listener.confirms import Confirms, Message, Outcome
+from broker_listener.large_body import LargeBody
 from broker_listener.limited_log import LimitedLog
 from broker_listener.parked_queue import ParkedQueue
 
@@ -85,6 +86,16 @@ class Publisher:
         """Publish to the parked queue."""
         if self._may_publish(token):
             self._parked.publish(token, body, properties)
+
+    def park_large(self, token: int, body: LargeBody, properties: bytes) -> None:
+        """Publish a large message to the parked queue."""
+        if self._may_publish(token):
+            self._parked.publish_large(token, body, properties)
+
+    def put_back_large(self, token: int, body: LargeBody, properties: bytes) -> None:
+        """Publish a large message to the jobs queue, and nowhere else."""
+        if self._may_publish(token):
+            self._parked.publish_large(token, body, properties, self._config.queue)
 
     def _may_publish(self, token: int) -> bool:
         if not self.can_publish:

@@ -123,6 +123,10 @@ class Service:
     def on_delivery(self, delivery: Delivery) -> None:
         """Take a message of the queue."""
         now = time.monotonic()
+        if delivery.large is not None:
+            self._machine.too_large(delivery, delivery.large, now)
+            self._soon()
+            return
         try:
             identity = message_id(delivery.properties)
         except BadProperties as error:
@@ -130,6 +134,10 @@ class Service:
         else:
             self._take(delivery, identity, now)
         self._soon()
+
+    def keeps(self, size: int) -> bool:
+        """Return whether a body over ``max_body`` that begins to arrive is to be kept."""
+        return self._machine.keeps(size, time.monotonic())
 
     def on_deliveries_lost(self) -> None:
         """Take that the broker delivers again whatever is not settled."""
@@ -241,6 +249,10 @@ class Service:
 
     def _put_back(self, action: a.PutBack) -> None:
         delivery = action.delivery
+        if delivery.large is not None:
+            properties = put_back(delivery.properties, self._broker.account)
+            self._broker.put_back_large(action.token, delivery.large, properties)
+            return
         self._broker.hand_over(action.token, delivery.body, put_back(delivery.properties, self._broker.account))
 
     def _park(self, action: a.Park) -> None:
@@ -248,7 +260,10 @@ class Service:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         came_by, limit = (delivery.exchange, delivery.routing_key), self._broker.max_properties
         properties = parked(delivery.properties, action.reason, action.detail, now, *came_by, limit)
-        self._broker.park(action.token, delivery.body, properties)
+        if delivery.large is not None:
+            self._broker.park_large(action.token, delivery.large, properties)
+        else:
+            self._broker.park(action.token, delivery.body, properties)
 
     def _ask(self, action: a.Ask) -> None:
         """Ask the helper, unless another host is to run the executor."""

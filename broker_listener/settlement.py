@@ -25,6 +25,7 @@ from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
 from broker_listener.counters import Counters
 from broker_listener.job_log import HandedOver, Happened, Parked
+from broker_listener.large_line import LargeLine
 from broker_listener.requeue import redelivered_too_often
 from broker_listener.user import Held, User
 
@@ -47,6 +48,8 @@ class Settlement:
         self._token = 0
         self._to_park = Line()
         self._to_put_back = Line()
+        self._large = LargeLine(config)
+        self._large_token = 0
         self._can_publish = self._stopped = False
         self.consuming = True
         self.deliveries = 0
@@ -58,7 +61,7 @@ class Settlement:
     @property
     def has_room(self) -> bool:
         """Whether a job may be handed over now."""
-        aside = self._to_park.under_way + self._to_put_back.under_way
+        aside = self._to_park.under_way + self._to_put_back.under_way + self._large.under_way
         return self._can_publish and len(self._under_way) - aside < self._config.max_unconfirmed
 
     @property
@@ -69,7 +72,12 @@ class Settlement:
     @property
     def aside(self) -> int:
         """How many messages wait to be parked, or to be put back by a publish."""
-        return len(self._to_park) + len(self._to_put_back)
+        return len(self._to_park) + len(self._to_put_back) + len(self._large)
+
+    @property
+    def not_parked(self) -> int:
+        """How many messages could not be parked: they are held without their bodies, for ``max_hold`` at most."""
+        return self._large.stuck + self._to_park.bare
 
     def stop(self) -> None:
         """Publish nothing any more."""
@@ -95,7 +103,25 @@ class Settlement:
 
     def park(self, leaving: Leaving, now: float) -> None:
         """Publish the message to the parked queue, as soon as that is possible."""
-        self._to_park.join(leaving)
+        if self._to_park.keeps or redelivered_too_often(leaving.delivery):
+            self._to_park.join(leaving)
+        else:
+            self._to_park.join_bare(self._bared(leaving))
+        self.serve(now)
+
+    def keeps(self, size: int, now: float) -> bool:
+        """Return whether a body over ``max_body`` that begins to arrive is to be kept."""
+        return self._large.keeps(size, now)
+
+    def park_large(self, leaving: Leaving, now: float) -> None:
+        """Publish a large message to the parked queue when its turn comes.
+
+        One that a quorum queue would soon drop is published to the jobs queue first, and so counted from zero there.
+        """
+        if redelivered_too_often(leaving.delivery):
+            leaving = leaving._replace(reason="", detail="")
+        large = leaving.delivery.large
+        self._large.join(leaving if large is not None and large.kept else self._bared(leaving))
         self.serve(now)
 
     def count_handed_over(self, user: User, held: Held, now: float) -> None:
@@ -126,16 +152,20 @@ class Settlement:
         """Publish of what is no hand-over what may be published now; what waits too long to be parked goes back."""
         while self._can_publish and (leaving := self._to_park.take(now)) is not None:
             self._actions.append(Park(self._published(leaving), leaving.delivery, leaving.reason, leaving.detail))
+        while self._can_publish and (leaving := self._to_park.next_again()) is not None:
+            self.give_back(leaving.delivery)
         while self._to_park.oldest() + self._config.max_hold <= now:
             leaving = self._to_park.take_oldest()
             self.put_back(leaving.delivery, leaving.since)
         while self._can_publish and (leaving := self._to_put_back.take(now)) is not None:
             self._actions.append(PutBack(self._published(leaving), leaving.delivery))
+        self._serve_large(now)
 
     def next_at(self) -> float:
         """Give the time from which ``serve`` can do something, infinite where that is no matter of time."""
         lines = (self._to_park, self._to_put_back)
         return min(
+            self._large.next_at(can_publish=self._can_publish),
             self._to_park.oldest() + self._config.max_hold,
             *(line.next_at(can_publish=self._can_publish) for line in lines),
         )
@@ -143,6 +173,11 @@ class Settlement:
     def published(self, token: int, outcome: Outcome, now: float) -> UnderWay | None:
         """Take what the broker says of a message; give the hand-over that it was, None where that is of no interest."""
         entry = self._under_way.pop(token)
+        if token == self._large_token:
+            self._large_token = 0
+            self._large.ended(taken=outcome is Outcome.CONFIRMED, now=now)
+            if isinstance(entry, Leaving) and outcome is not Outcome.CONFIRMED:
+                self._large.get_stuck(self._bared(entry))
         if isinstance(entry, Leaving):
             self._left(entry, outcome, now)
             return None
@@ -158,8 +193,22 @@ class Settlement:
         self._under_way = dict.fromkeys(self._under_way)
         self._to_park.clear()
         self._to_put_back.clear()
+        self._large.lost()
         self.deliveries = self.bytes = 0
         self._resume()
+
+    def _serve_large(self, now: float) -> None:
+        for expired in self._large.expired(now):
+            self.counters.held_too_long += 1
+            self.give_back(expired.delivery)
+        if not self._can_publish:
+            return
+        if (leaving := self._large.take(now)) is not None:
+            self._large_token = token = self._published(leaving)
+            delivery, reason = leaving.delivery, leaving.reason
+            self._actions.append(Park(token, delivery, reason, leaving.detail) if reason else PutBack(token, delivery))
+        elif (leaving := self._large.next_again(now)) is not None:
+            self.give_back(leaving.delivery)
 
     def _published(self, entry: UnderWay | Leaving) -> int:
         self._token += 1
@@ -167,9 +216,12 @@ class Settlement:
         return self._token
 
     def _left(self, leaving: Leaving, outcome: Outcome, now: float) -> None:
-        line = self._to_park if leaving.reason else self._to_put_back
         taken = outcome is Outcome.CONFIRMED
-        line.ended(leaving, taken=taken, now=now)
+        if leaving.delivery.large is None:
+            line = self._to_park if leaving.reason else self._to_put_back
+            line.ended(leaving, taken=taken, now=now)
+            if outcome is Outcome.NACKED and leaving.reason:
+                self._lose_bodies()
         if taken:
             if leaving.reason:
                 self._count_parked(leaving)
@@ -177,7 +229,22 @@ class Settlement:
             self._settled(leaving.delivery)
             return
         fault = Fault.NOT_PARKED if leaving.reason else Fault.NOT_PUBLISHED
-        self._actions.append(Report(fault, None, f"outcome={outcome.value} waiting={len(line)}"))
+        self._actions.append(Report(fault, None, f"outcome={outcome.value} waiting={self.aside}"))
+
+    def _lose_bodies(self) -> None:
+        for leaving in self._to_park.refused():
+            if redelivered_too_often(leaving.delivery):
+                self._to_park.join(leaving)
+            else:
+                self._to_park.join_bare(self._bared(leaving))
+
+    def _bared(self, leaving: Leaving) -> Leaving:
+        """Return it without what only a publish needs: it can be given back, and nothing else."""
+        delivery = leaving.delivery
+        self.bytes -= len(delivery.body) + len(delivery.properties)
+        if delivery.large is not None:
+            delivery.large.drop()
+        return leaving._replace(delivery=delivery._replace(body=b"", properties=b""))
 
     def _count_parked(self, leaving: Leaving) -> None:
         user, reason = leaving.user, leaving.reason

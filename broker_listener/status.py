@@ -107,7 +107,11 @@ class StatusSocket:
                 "free": helper.free,
             },
             "host_faults": [_of_fault(fault, clock) for fault in snapshot.host_faults],
-            "held": {"jobs": settlement.deliveries, "bytes": settlement.bytes},
+            "held": {
+                "jobs": settlement.deliveries,
+                "bytes": settlement.bytes,
+                "not_parked": settlement.not_parked,
+            },
             "under_way": settlement.under_way,
             "totals": {
                 "received": counters.received,

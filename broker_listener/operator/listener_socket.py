@@ -50,6 +50,7 @@ class Held:
 
     jobs: int = 0
     bytes: int = 0
+    not_parked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,8 @@ def _jobs(listener: Snapshot) -> Iterator[Text]:
     held, totals = listener.held, listener.totals
     state = "consuming" if listener.consuming else "not consuming"
     waiting = f"{held.jobs} held ({size(held.bytes)}B), {listener.under_way} under way"
+    if held.not_parked:
+        waiting += f", {held.not_parked} cannot be parked"
     yield _line("jobs", state, f"{escaped(listener.queue)}, {waiting}")
     reasons = ", ".join(f"{escaped(reason)} {count}" for reason, count in sorted(listener.parked.items()))
     parked = f"{sum(listener.parked.values())} parked" + (f" ({reasons})" if reasons else "")

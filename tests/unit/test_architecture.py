@@ -46,6 +46,10 @@ def importers(library: str, among: list[str]) -> set[str]:
     return {file for file in among if library in libraries(file)}
 
 
+def importers_of(module: str) -> set[str]:
+    return {file for file in LISTENER if module in imported(file)}
+
+
 @pytest.mark.parametrize("file", PROTOCOL)
 def test_protocol_imports_the_standard_library_alone_and_does_no_input_or_output(file: str) -> None:
     assert beyond_the_standard_library(file) <= {"protocol"}
@@ -102,7 +106,10 @@ def test_a_library_has_one_importer_in_the_listener(library: str, only: str) -> 
 
 
 def test_pika_has_one_importer_in_each_program_of_the_unprivileged_side() -> None:
-    assert importers("pika", LISTENER) <= {"broker_listener/broker.py", "broker_listener/operator/broker.py"}
+    """The daemon's second file holds what it replaces of pika's internals, and nothing but ``broker`` imports it."""
+    own = {"broker_listener/broker.py", "broker_listener/pika_seam.py"}
+    assert importers("pika", LISTENER) <= own | {"broker_listener/operator/broker.py"}
+    assert importers_of("broker_listener.pika_seam") <= {"broker_listener/broker.py", "broker_listener/__main__.py"}
 
 
 OPERATOR = [file for file in LISTENER if file.startswith("broker_listener/operator/")]

@@ -720,7 +720,8 @@ def test_a_message_that_is_no_job_is_parked_and_acked_after_the_confirm() -> Non
     assert listener.of(Ack) == [Ack(junk)]
 
 
-def test_a_parked_queue_that_takes_nothing_holds_the_message_and_loses_nothing() -> None:
+def test_a_full_parked_queue_keeps_one_body_and_loses_nothing() -> None:
+    """The others are held without their bodies, and arrive again as soon as it takes one."""
     listener = Listener({"max_hold": 600.0})
     listener.outcome = Outcome.NACKED
     for number in range(50):
@@ -731,9 +732,14 @@ def test_a_parked_queue_that_takes_nothing_holds_the_message_and_loses_nothing()
     assert not listener.of(Ack)
     assert 3 <= len(listener.of(Park)) <= 12
     assert Fault.NOT_PARKED in listener.faults()
+    assert listener.machine.settlement.bytes == len(b"junk")
+    listener.machine.no_job(Delivery(1, 50, b"more junk", b"", False, "", ""), "not_json", "", listener.now)
+    assert listener.machine.settlement.bytes == len(b"junk")
     listener.outcome = Outcome.CONFIRMED
     listener.wait(31)
-    assert len(listener.of(Ack)) == 50
+    assert len(listener.of(Ack)) == 1
+    assert len(listener.of(GiveBack)) == 50
+    assert (listener.machine.settlement.deliveries, listener.machine.settlement.bytes) == (0, 0)
 
 
 def test_messages_that_cannot_be_parked_go_back_after_max_hold() -> None:
@@ -750,14 +756,14 @@ def test_messages_that_cannot_be_parked_go_back_after_max_hold() -> None:
 def test_of_those_that_cannot_be_parked_the_one_held_longest_goes_back_first() -> None:
     listener = Listener({"max_hold": 600.0})
     listener.outcome = Outcome.NACKED
-    listener.job("bob", "old")
+    old = listener.job("bob", "old")
     listener.wait(599)
     for number in range(3):
         listener.machine.no_job(Delivery(1, 100 + number, b"junk", b"", False, "", ""), "not_json", "", listener.now)
     listener.collect()
     listener.helper("bob", Refused(ID, RefusedReason.DENIED_USER))
     listener.wait(2)
-    assert listener.bodies(GiveBack) == ["old"]
+    assert [action.delivery.tag for action in listener.of(GiveBack)] == [old.tag]
 
 
 @pytest.mark.parametrize("reason", [reason for reason in RefusedReason if reason != "unknown_user"])

@@ -27,6 +27,7 @@ prefetch = 20000
 max_unconfirmed = 1000
 max_body = 262144
 max_held_bytes = 67108864
+max_parkable = 134217728
 max_hold = 600.0
 [hand_over]
 mode = "republish"
@@ -229,3 +230,9 @@ def test_a_password_file_that_cannot_be_used_is_named(nowhere: Path, content: by
         path.write_bytes(content)
     with pytest.raises(c.NoPassword, match=f"{path}: .*{why}"):
         c.read_password(c.BrokerConfig(password_file=str(path)))
+
+
+def test_max_parkable_below_max_body_is_a_fault(tmp_path: Path) -> None:
+    """Else nothing over max_body could be parked."""
+    text = "[broker]\nmax_body = 2048\nmax_parkable = 2047\n"
+    assert faults(tmp_path, text) == ["broker.max_parkable: at least broker.max_body is expected"]

@@ -114,6 +114,7 @@ def test_the_page_counts_what_happened() -> None:
             "jobs_parked_total{denied_user}": 1,
             "jobs_held": 3,
             "held_bytes": 12,
+            "jobs_not_parked": 0,
             "jobs_under_way": 1,
             "hand_over_seconds_count": 1,
             "hand_over_seconds_bucket{0.001}": 0,

@@ -113,7 +113,7 @@ def test_the_document_is_one_line_with_the_keys_that_operators_rely_on(path: Pat
             "parked_queue": "knime-jobs.parked",
             "mode": "republish",
             "host_faults": [],
-            "held": {"jobs": 1, "bytes": 4},
+            "held": {"jobs": 1, "bytes": 4, "not_parked": 0},
             "under_way": 0,
             "totals": {"received": 1, "handed_over": 0, "returned": 0, "parked": {}},
             "cluster": None,
