@@ -27,7 +27,7 @@ from tests.lab.tls_front import put_before
 
 pytestmark = pytest.mark.library
 
-DEADLINE = 30.0
+DEADLINE = 120.0  # a rabbitmqctl takes ten seconds on a busy machine
 JOBS = "knime-jobs"
 PARKED = "knime-jobs.parked"
 SCRATCH = "scratch"
@@ -687,7 +687,7 @@ def test_under_an_alarm_closing_waits_for_no_answer_and_what_is_held_goes_back(s
         await asyncio.to_thread(setting.node.ctl, "set_vm_memory_high_watermark", "0.0")
         broker.hand_over(2, b"job", EMPTY)
         await true(lambda: not broker.can_publish)
-        async with asyncio.timeout(2.5):  # half a second for each connection, and what the machine takes besides
+        async with asyncio.timeout(30.0):  # half a second for each connection; the answer never comes
             await broker.close(0.5)
         assert events.outcomes[2] is Outcome.LOST
         await asyncio.to_thread(lambda: setting.server.wait_for_ready(JOBS, 1))

@@ -16,7 +16,7 @@ from protocol.codec import decode_request, encode_reply
 
 pytestmark = pytest.mark.library
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 ENTRY = m.ExecutorEntry(user="bob", os_user="bob", uid=1001, pid=77, since=1.5, cgroup=9)
 
 

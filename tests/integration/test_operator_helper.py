@@ -69,7 +69,7 @@ def test_stop_ends_when_the_executor_has_ended_and_says_so(helper: HelperUnderTe
 def test_stop_waits_for_one_that_ignores_sigterm_and_gives_up_when_it_was_told_to(
     helper: HelperUnderTest, alice: OsUser
 ) -> None:
-    helper.start(limits={"stop_grace": 2.0})
+    helper.start(limits={"stop_grace": 10.0})  # longer than two commands take
     helper.program_of(alice, "trap '' TERM; echo ready >\"$PWD/ready\"; while :; do sleep 1000; done")
     (pid,) = started(helper, alice)
     wait_for((helper.installation.workspace(alice) / "ready").exists, 30.0, "the executor ignores SIGTERM")

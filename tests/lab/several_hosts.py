@@ -22,7 +22,7 @@ from tests.lab.site import LAB
 from tests.simulated_knime.server import SimulatedServer
 
 HEARTBEAT: Final = 0.5
-DEAD_AFTER: Final = 2.0
+DEAD_AFTER: Final = 5.0
 
 
 class Host:

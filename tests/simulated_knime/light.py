@@ -22,6 +22,7 @@ DEFAULTS = {
     "exchange": "knime-server2executorknime-jobs",
     "routing_key": "new-work",
     "start_time": 0.0,  # seconds until it connects
+    "connects_when": "",  # a file that must be there before it connects
     "job_time": 0.0,
     "prefetch": 1,
     "takes": True,  # False: puts its own user's jobs back, too
@@ -44,6 +45,8 @@ def main() -> None:
         except BlockingIOError:
             sys.exit(f"workspace in use: {workspace}")
         time.sleep(settings["start_time"])
+        while settings["connects_when"] and not os.path.exists(settings["connects_when"]):  # noqa: PTH110
+            time.sleep(0.02)
         brokers = addresses(os.environ["KNIME_EXECUTOR_MSGQ"])
         while True:
             for broker in brokers:

@@ -48,7 +48,7 @@ class Role:
 
 
 async def true(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(30.0):
         while not condition():  # noqa: ASYNC110 - a task's state has no event
             await asyncio.sleep(0.001)
 

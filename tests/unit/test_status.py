@@ -54,7 +54,7 @@ def serving(machine: Machine, use: Callable[[], Awaitable[None]], cluster: Clust
 
 async def true(condition: Callable[[], object]) -> None:
     """Wait until it is true, for at most 10 s."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for is another thread's, or the kernel's
             await asyncio.sleep(0.005)
 
