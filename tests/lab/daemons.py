@@ -25,6 +25,7 @@ class Daemon:
         self.name = name
         self.command = {"helper": "knime-root-helper", "listener": "knime-broker-listener"}[name]
         self.title = self.command
+        self.state = {"helper": installation.state, "listener": installation.listener_state}[name]
         self.log = installation.logs / f"{name}.log"
         self.messages = str(self.log)
         self.prefix: list[str] = []
@@ -52,7 +53,7 @@ class Daemon:
                 prefix=self.prefix,
                 environment={
                     "CREDENTIALS_DIRECTORY": str(self.installation.credentials(self.name)),
-                    "STATE_DIRECTORY": str(self.installation.state),
+                    "STATE_DIRECTORY": str(self.state),
                     "RUNTIME_DIRECTORY": str(self.installation.listener_run),
                     "NOTIFY_SOCKET": str(ready.path),
                 },

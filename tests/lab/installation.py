@@ -42,6 +42,7 @@ class Installation:
         self.logs = root / "log"
         self.etc = root / "etc"
         self.state = root / "state"
+        self.listener_state = root / "state-listener"
         self.helper_toml = self.etc / "helper.toml"
         self.listener_toml = self.etc / "listener.toml"
         self.socket = self.run / "helper.sock"
@@ -58,6 +59,8 @@ class Installation:
         _root_directory(self.run, 0o750, group=LISTENER)
         _root_directory(self.listener_run)
         shutil.chown(self.listener_run, LISTENER, LISTENER)
+        _root_directory(self.listener_state, 0o700)
+        shutil.chown(self.listener_state, LISTENER, LISTENER)
         self._install_code()
         self._install_knime()
         self._write_credentials()

@@ -120,6 +120,7 @@ def _settings(site: Installation) -> dict[str, dict[str, str]]:
             "ExecStart": " ".join(site.command("knime-broker-listener")),
             "LoadCredential": f"broker-password:{site.credentials('listener')}/broker-password",
             "RuntimeDirectory": "knime-peruser-quickstart",
+            "StateDirectory": str(site.listener_state.relative_to("/var/lib")),
         },
     }
 

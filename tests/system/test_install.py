@@ -21,7 +21,7 @@ def machine(bare_host: InstalledMachine) -> Iterator[InstalledMachine]:
     yield bare_host
     bare_host.end_executors()
     bare_host.run(INSTALL, "--uninstall", check=False)
-    left = "/var/log/knime-peruser /var/lib/knime-peruser /run/knime-peruser /srv/* /etc/knime-peruser"
+    left = "/var/log/knime-peruser /var/lib/knime-peruser* /run/knime-peruser /srv/* /etc/knime-peruser"
     bare_host.run("sh", "-ec", f"rm -rf {left} /home/{USER}")
 
 

@@ -12,7 +12,7 @@ QUICKSTART = "/root/checkout/quickstart"
 USERS = [f"kpr-demo-{name}" for name in ("alice", "bob", "carol")]
 OWN_SETTINGS = {
     "knime-root-helper.service": ["ExecStart", "LoadCredential", "StateDirectory"],
-    "knime-broker-listener.service": ["ExecStart", "LoadCredential", "RuntimeDirectory"],
+    "knime-broker-listener.service": ["ExecStart", "LoadCredential", "RuntimeDirectory", "StateDirectory"],
 }
 
 
