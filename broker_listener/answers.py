@@ -3,7 +3,7 @@
 The helper's word is taken for what it says and no further: only executors that ran and died before they were ready are
 counted against a user, a user is unknown only after ``unknown_grace``, and everything else that is not a refusal means:
 hold, ask again. Whose fault a failure is says ``host_fault``. At most one request a user is under way; ``ask_queue``
-says whose is sent next.
+decides whose is sent next, ``grace`` who waits though unknown.
 """
 
 from enum import StrEnum
@@ -15,7 +15,9 @@ from broker_listener.actions import Action, Ask, Fault, Report
 from broker_listener.ask_queue import AskQueue
 from broker_listener.config import HandOverConfig
 from broker_listener.counters import Counters
+from broker_listener.grace import Grace
 from broker_listener.host_fault import FaultReason, HostFaults
+from broker_listener.request_window import NO_ROOM_PAUSE, SECOND
 from broker_listener.start_failures import (
     MAX_PAUSE,
     MIN_PAUSE,
@@ -25,6 +27,7 @@ from broker_listener.start_failures import (
     STRIKES,
     StartFailures,
 )
+from broker_listener.started_before import StartedBefore
 from broker_listener.transitions import Event
 from broker_listener.user import Executor, User
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Running, Started
@@ -64,27 +67,30 @@ STALE_PAUSE: Final = 0.2
 STALE_FOR: Final = 10.0
 """Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
 UNKNOWN_PAUSE: Final = 1.0
-MAX_UNKNOWN_JOBS: Final = 1000
-"""Jobs of users who are unknown so far; more are parked at once."""
+CROWDED_PAUSE: Final = 0.2
+"""Seconds, doubled each time, until a user is asked for again whom other look-ups of ours may have left no room."""
 
 
 class Answers:
     """Asks, and reads the answers into the user's record."""
 
-    def __init__(self, config: HandOverConfig, actions: list[Action], counters: Counters, host: HostFaults) -> None:
+    def __init__(
+        self,
+        config: HandOverConfig,
+        actions: list[Action],
+        counters: Counters,
+        host: HostFaults,
+        started: StartedBefore,
+    ) -> None:
         self._config = config
         self._host = host
         self.failures = StartFailures(host)
         self._counters = counters
         self._actions = actions
+        self._started = started
         self._queue = AskQueue()
         self.next_at = self._queue.next_at
-        self._unknown_jobs = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether no more jobs of unknown users may wait."""
-        return self._unknown_jobs >= MAX_UNKNOWN_JOBS
+        self.grace = Grace()
 
     @property
     def waiting(self) -> int:
@@ -96,7 +102,23 @@ class Answers:
         if user.asking:
             return
         user.asking, user.asked_at = True, now
-        self._queue.join(user)
+        self._queue.join(user, known=self.has_started(user.name) or user.executor is not None)
+        self.ask_next(now)
+
+    def has_started(self, name: str) -> bool:
+        """Return True if the helper has started an executor of the user, as far as is remembered."""
+        return name in self._started
+
+    def leave(self, user: User) -> bool:
+        """Withdraw what is not asked yet for a user who was unknown; return True if something was."""
+        if user.asking and self._queue.leave(user):
+            user.asking = False
+            return True
+        return False
+
+    def executor_ended(self, now: float) -> None:
+        """Handle that the helper has a place again."""
+        self._queue.executor_ended()
         self.ask_next(now)
 
     def ask_next(self, now: float) -> None:
@@ -109,10 +131,11 @@ class Answers:
         """Take an answer; None where it tells nothing new."""
         user.asking = user.starts.probing = False
         user.starts.blame = None
-        self._queue.answered(user)
+        crowded = self._queue.answered(user, _no_room_for(answer), now)
         user.hung = answer is None or (isinstance(answer, Failed) and answer.reason is FailedReason.LOOKUP_TIMEOUT)
         self.ask_next(now)
         self._counters.answers[_name_of(answer)] += 1
+        user.turned_back = user.turned_back + 1 if _no_room_for(answer) else 0
         match answer:
             case None:
                 user.away, user.until = True, now + AWAY_PAUSE
@@ -126,7 +149,7 @@ class Answers:
             case Refused():
                 return self._refused(user, answer.reason, now)
             case Failed():
-                return self._failed(user, answer, now)
+                return self._failed(user, answer, now, crowded=crowded)
             case _:
                 assert_never(answer)
 
@@ -143,6 +166,7 @@ class Answers:
         """Take what the helper's list says of the user; None where we knew that."""
         if executor is None:
             return Event.GONE if user.executor is not None else None
+        self._started.add(user.name)
         known = user.executor is not None and user.executor.pid == executor.pid
         if known or _has_ended(user, executor.pid, executor.known_at):
             return None
@@ -150,23 +174,9 @@ class Answers:
         user.executor, user.was_ready, user.reason = executor, True, None
         return Event.RUNNING
 
-    def may_wait(self, user: User) -> bool:
-        """Say whether one more job may wait for a user who is unknown so far, and count it."""
-        if self.full:
-            return False
-        user.grace_jobs += 1
-        self._unknown_jobs += 1
-        return True
-
-    def leave_grace(self, user: User, jobs: int = MAX_UNKNOWN_JOBS) -> None:
-        """Count so many of the user's jobs, or all, no longer among those of unknown users."""
-        leaving = min(jobs, user.grace_jobs)
-        self._unknown_jobs -= leaving
-        user.grace_jobs -= leaving
-
     def known(self, user: User) -> None:
         """Forget that the user was unknown."""
-        self.leave_grace(user)
+        self.grace.leave(user, user.grace_jobs)
         user.unknown_since, user.unknown_asks = inf, 0
 
     def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
@@ -175,6 +185,7 @@ class Answers:
         user.starts.strikes, user.starts.struck_since = 0, inf
         if isinstance(answer, Started):
             self._host.started(now)
+        self._started.add(user.name)
         if _has_ended(user, answer.pid, now):
             if isinstance(answer, Started):  # the notice of its end, which came first, could not be counted
                 return self._died(user, now)
@@ -195,24 +206,27 @@ class Answers:
             pause = min(UNKNOWN_PAUSE * 2**user.unknown_asks, user.unknown_since + self._config.unknown_grace - now)
             user.unknown_asks = min(user.unknown_asks + 1, 10)
             return self._pause(user, Event.NOT_NOW, pause, now)
-        self.leave_grace(user)
+        self._started.remove(user.name)
+        self.grace.leave(user, user.grace_jobs)
         user.refusal = (reason.value, "refused by the root helper")
         return self._pause(user, Event.REFUSED, REFUSED_FOR, now)
 
     def _is_unknown(self, user: User, now: float) -> bool:
         if user.unknown_since == inf:
             user.unknown_since = now
-            while user.grace_jobs < len(user.held) and self.may_wait(user):
-                pass
+            self.grace.add(user, len(user.held))
         return now - user.unknown_since >= self._config.unknown_grace
 
-    def _failed(self, user: User, answer: Failed, now: float) -> Event:
+    def _failed(self, user: User, answer: Failed, now: float, *, crowded: bool) -> Event:
         user.away, user.reason = False, answer.reason.value
         if answer.reason in STRIKES:
             return self._struck(user, STRIKES[answer.reason], answer.retry_after, now)
         if answer.reason is FailedReason.LOOKUP_TIMEOUT:  # the directory's outage may have made it unknown before
             self.known(user)
         self._actions.append(Report(Fault.NO_EXECUTOR_NOW, user.name, answer.reason.value))
+        if crowded and answer.reason is FailedReason.AT_CAPACITY:
+            pause = min(answer.retry_after, CROWDED_PAUSE * 2 ** (user.turned_back - 1))
+            return self._pause(user, Event.NOT_NOW, pause, now)
         next_at = user.asked_at + OUTAGE_PAUSE if answer.reason is FailedReason.LOOKUP_TIMEOUT else now
         return self._pause(user, Event.NOT_NOW, max(answer.retry_after, next_at - now), now)
 
@@ -248,6 +262,16 @@ def _name_of(answer: Answer) -> str:
     if isinstance(answer, Refused | Failed | NotHere):
         return answer.reason.value
     return "none" if answer is None else type(answer).__name__.lower()
+
+
+def _no_room_for(answer: Answer) -> float:
+    """Return for how many seconds the helper has room for nobody, 0 if it did not say so, or of this user alone."""
+    if isinstance(answer, Failed):
+        if answer.reason is FailedReason.AT_CAPACITY:
+            return NO_ROOM_PAUSE
+        if answer.reason is FailedReason.RATE_LIMITED and 0 < answer.retry_after <= SECOND:
+            return answer.retry_after
+    return 0.0
 
 
 def _has_ended(user: User, pid: int, now: float) -> bool:

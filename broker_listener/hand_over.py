@@ -8,7 +8,6 @@ helper's word alone. It never reads a clock, never acks what was not confirmed, 
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from heapq import heappush
 from math import inf
 from typing import Final
 
@@ -25,7 +24,8 @@ from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
 from broker_listener.start_failures import fails_for_long
-from broker_listener.steps import TOO_MANY_UNKNOWN, Steps
+from broker_listener.started_before import StartedBefore
+from broker_listener.steps import Steps
 from broker_listener.timers import Timers
 from broker_listener.transitions import Event, State
 from broker_listener.turns import Turns
@@ -46,17 +46,20 @@ MAX_IDLE_USERS: Final = 4096
 class Machine:
     """All users' machines and what they share; every time is of one monotonic clock, in seconds."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the configuration, and what is asked of others
         self,
         broker: BrokerConfig,
         hand_over: HandOverConfig,
         may_give_back: Callable[[Delivery], bool] | None = None,
         jitter: Callable[[], float] = random.random,
         elsewhere: Callable[[str], bool] | None = None,
+        *,
+        started: StartedBefore | None = None,
     ) -> None:
         """``may_give_back`` is mode "requeue": it says of a job whether giving it back is a way to hand it over.
 
         ``elsewhere`` says whether another host has an executor of the user that is ready; None: there are no others.
+        ``started`` holds the users whom the helper has started before; what it says of others is added.
         """
         self._actions: list[Action] = []
         self._broker = broker
@@ -70,7 +73,8 @@ class Machine:
         self.settlement = Settlement(broker, self._actions)
         self.host = HostFaults()
         self._probes = Probes(self.host, others=elsewhere is not None)
-        self._answers = Answers(hand_over, self._actions, self.settlement.counters, self.host)
+        counters, known = self.settlement.counters, StartedBefore() if started is None else started
+        self._answers = Answers(hand_over, self._actions, counters, self.host, known)
         budget = Budget(hand_over.returns_per_second)
         self._turns = Turns(self.settlement, self._seen, self._limits, budget, may_give_back)
         self._steps = Steps(
@@ -110,20 +114,19 @@ class Machine:
         self.settlement.arrived(delivery)
         user = self._user(name, now)
         user.active_at = now
-        if user.unknown_since != inf and user.state is not State.FAILED and not self._answers.may_wait(user):
-            self.settlement.park(Leaving(delivery, *TOO_MANY_UNKNOWN, now, user), now)
-            return
         sight = self._seen.arrived(digest, now)
         returned = handed or sight.handed
+        if user.unknown_since != inf and user.state is not State.FAILED:
+            self._answers.grace.add(user)
         if not user.held:
             user.held_until = now + self._max_hold  # of those that arrive after it, none is older
-        heappush(user.held, Held(sight.seq, delivery.tag, returned, now, delivery, sight))
+        user.hold(Held(sight.seq, delivery.tag, returned, now, delivery, sight))
         if returned:
-            user.returned += 1
             user.returns += 1
             self.settlement.counters.returned += 1
             user.pace.came_back(sight, self._limits, now)
         self._steps.happens(user, Event.RETURNED if returned else Event.JOB, now)
+        self._steps.park_unknown(now)
 
     def no_job(self, delivery: Delivery, reason: str, detail: str, now: float) -> None:
         """Take a message that is no job: it is parked."""
@@ -151,10 +154,10 @@ class Machine:
         self.settlement.lost()
         self._turns.clear()
         for user in self._users.values():
-            self._answers.leave_grace(user)
-            user.held.clear()
+            self._answers.grace.leave(user, user.grace_jobs)
+            user.keep([])
             user.pace.out.clear()
-            user.returned = user.under_way = 0
+            user.under_way = 0
             user.held_until = inf
             self._steps.arm(user, now)
 
@@ -208,8 +211,9 @@ class Machine:
             self._may_happen(user, self._answers.exited(user, pid, now), now)
         self._follow_host(now)
         full = [user for user in self._users.values() if user.state is State.BACKING_OFF and user.reason == NO_ROOM]
+        self._answers.executor_ended(now)
         if full:  # there is room for one now
-            longest = min(full, key=lambda user: user.asked_at)
+            longest = min(full, key=lambda user: (not self._answers.has_started(user.name), user.asked_at))
             longest.until = min(longest.until, now)
             self._steps.arm(longest, now)
 
@@ -229,7 +233,7 @@ class Machine:
 
         It says so again while it holds a job of the user, so that what is too much now is not lost.
         """
-        if self._answers.waiting >= MAX_WANTED:
+        if self._answers.waiting >= MAX_WANTED and not self._answers.has_started(name):
             return
         user = self._user(name, now)
         user.active_at = now
@@ -240,13 +244,8 @@ class Machine:
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
-        return min(
-            self._timers.next_at(),
-            self._turns.next_at(),
-            self.settlement.next_at(),
-            self._answers.next_at(),
-            self._probes.next_at(),
-        )
+        parts = (self._timers, self._turns, self.settlement, self._answers, self._probes)
+        return min(part.next_at() for part in parts)
 
     def time_passed(self, now: float) -> None:
         """Do what is due; where that raises for a user, the others are due still."""
@@ -284,7 +283,7 @@ class Machine:
     def _forget(self, user: User) -> None:
         self._timers.set(user, inf)
         self._probes.leave(user)
-        self._answers.leave_grace(user)
+        self._answers.grace.leave(user, user.grace_jobs)
         del self._users[user.name]
 
     def _follow_host(self, now: float) -> None:

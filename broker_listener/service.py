@@ -7,6 +7,7 @@ matter. One event that goes wrong is logged, with a bound, and ends itself, not 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ from broker_listener.properties import BadProperties, can_handle, handed_over, m
 from broker_listener.readiness import Readiness
 from broker_listener.requeue import may_give_back
 from broker_listener.snapshot import HelperState, Snapshot
+from broker_listener.state_file import StateFile
 from broker_listener.status import StatusSocket
 from protocol.messages import ExecutorEntry, Exited, Failed, FailedReason, Running, Started
 
@@ -43,6 +45,9 @@ DRAIN_WITHIN: Final = 4.0
 CLOSE_WITHIN: Final = 0.5
 """Seconds for the connections to end in good order; one whose other side does not read is dropped."""
 BEAT: Final = 10.0
+WRITE_EVERY: Final = 30.0
+"""Seconds; of who is started for the first time after the last write a SIGKILL makes a stranger once more."""
+WRITE_WITHIN: Final = 1.0
 CAN_HANDLE_BYTES: Final = 16
 """What ``canHandle`` adds to properties at most: its entry, and the length of a table that was not there."""
 PORTS: Final = frozenset({5672, 5671})
@@ -63,11 +68,13 @@ class Service:
         self._broker = Broker(config.broker, self)
         self._helper = HelperClient(config.helper, self)
         self._cluster = Cluster(config, self._helper.room, self) if config.cluster.enabled else None
+        self._state = StateFile(os.environ.get("STATE_DIRECTORY"))
         self._machine = Machine(
             config.broker,
             config.hand_over,
             may_give_back if self._requeues else None,
             elsewhere=self._cluster.elsewhere if self._cluster is not None else None,
+            started=self._state.started,
         )
         ports = PORTS | {parse_url(url).port for url in config.broker.urls}
         self._readiness = Readiness(ports, config.hand_over.ready_addresses, self.on_ready)
@@ -111,12 +118,13 @@ class Service:
         self._status.start()
         if self._exporter is not None:
             self._exporter.start(self._config.metrics.listen)
-        beating = loop.create_task(self._beat())
+        beating = [loop.create_task(self._beat()), loop.create_task(self._write_state())]
         self._notify.ready()
         LOG.info("event=listener_started queue=%r mode=%s", self._config.broker.queue, self._config.hand_over.mode)
         await told_to_end.wait()
         self._notify.stopping()
-        beating.cancel()
+        for task in beating:
+            task.cancel()
         await self._stop()
         LOG.info("event=listener_stopped")
 
@@ -303,6 +311,11 @@ class Service:
             self._tell_status()
             await asyncio.sleep(pause)
 
+    async def _write_state(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_EVERY)
+            self._state.write()
+
     def _tell_status(self) -> None:
         is_now = self._helper_is
         helper = f"up, draining={is_now.draining} free={is_now.free}" if is_now.up else "away"
@@ -343,4 +356,5 @@ class Service:
         self._readiness.close()
         self._asks.close()
         await self._helper.close()
+        self._state.close(WRITE_WITHIN)  # nothing waits for the loop any longer
         self._notify.close()

@@ -5,7 +5,6 @@ broker or the helper did: each event is a row of every state.
 """
 
 from collections.abc import Callable, Mapping
-from heapq import heapify, heappush
 from math import inf
 from typing import Final
 
@@ -80,7 +79,7 @@ class Steps:
             Do.WATCH: self._watch,
             Do.PAUSE: self._pause,
             Do.FORGET: self._forget,
-            Do.PARK: self._park,
+            Do.PARK: self._refuse,
         }
         self._looks: Mapping[State, Step] = {
             State.ABSENT: self._nothing,
@@ -149,12 +148,22 @@ class Steps:
 
     def not_taken(self, user: User, held: Held, now: float) -> None:
         """Hold a job again that the broker did not take, with a pause that grows while it takes none of the user's."""
-        heappush(user.held, held)
+        user.hold(held)
         user.held_until = min(user.held_until, held.since + self._max_hold)
-        user.returned += held.returned
         if not user.failures or now >= user.pace.next_at:  # what was under way together is one failure
             user.pace.next_at = now + min(PUBLISH_PAUSE * 2**user.failures, MAX_PUBLISH_PAUSE)
             user.failures = min(user.failures + 1, 10)
+
+    def park_unknown(self, now: float) -> None:
+        """Park, of the jobs of users who are unknown so far, those that waited longest and are too many."""
+        while (user := self._answers.grace.too_long()) is not None:
+            self._answers.grace.leave(user, 1)
+            self._park([user.take_oldest()], user, *TOO_MANY_UNKNOWN, now)
+            if not user.held:
+                self._answers.known(user)  # a job that comes later is waited for as the first one was
+                if self._answers.leave(user):
+                    self.happens(user, Event.GONE, now)
+            self.arm(user, now)
 
     def _next_look(self, user: User, now: float) -> float:
         match user.state:
@@ -205,11 +214,9 @@ class Steps:
     def _give_back_expired(self, user: User, now: float) -> None:
         limit = now - self._max_hold
         expired = [held for held in user.held if held.since <= limit]
-        user.held = [held for held in user.held if held.since > limit]
-        heapify(user.held)
-        self._answers.leave_grace(user, len(expired))
+        user.keep(held for held in user.held if held.since > limit)
+        self._answers.grace.leave(user, len(expired))
         for held in expired:
-            user.returned -= held.returned
             self._settlement.put_back(held.delivery, held.since)
         first = min((held.since for held in user.held), default=inf)
         user.held_until = max(first + self._max_hold, now + EXPIRY_PAUSE)
@@ -257,18 +264,19 @@ class Steps:
 
     def _pause(self, user: User, now: float) -> None:
         user.executor, user.was_ready = None, False
-        if self._answers.full and user.unknown_since != inf:
-            self._park_from(user, user.grace_jobs, *TOO_MANY_UNKNOWN, now)
+        self.park_unknown(now)
 
     def _forget(self, user: User, now: float) -> None:
         user.executor, user.was_ready = None, False
         if user.held or now < user.wanted_until:
             self.happens(user, Event.WANTED, now)
 
-    def _park(self, user: User, now: float) -> None:
+    def _refuse(self, user: User, now: float) -> None:
         user.executor, user.was_ready = None, False
         if not user.elsewhere:  # or what may not run here goes where it may
-            self._park_from(user, 0, *user.refusal, now)
+            parked = sorted(user.held)
+            user.keep([])
+            self._park(parked, user, *user.refusal, now)
 
     def _tell(self, user: User) -> None:
         there = UserState.STARTING if user.executor is not None else UserState.GONE
@@ -278,12 +286,8 @@ class Steps:
             user.told = state
             self._actions.append(Tell(user.name, state))
 
-    def _park_from(self, user: User, first: int, reason: str, detail: str, now: float) -> None:
-        user.held.sort()  # a sorted list is a heap, too
-        parked = user.held[first:]
-        del user.held[first:]
+    def _park(self, parked: list[Held], user: User, reason: str, detail: str, now: float) -> None:
         for held in parked:
-            user.returned -= held.returned
             self._settlement.park(Leaving(held.delivery, reason, detail, held.since, user), now)
         if parked:
             self._actions.append(Report(Fault.PARKED, user.name, f"reason={reason} jobs={len(parked)}"))

@@ -6,7 +6,6 @@ which is bounded in all by ``returns_per_second``. Within a user the job that wa
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop
 from math import inf
 
 from broker_listener.consuming import Delivery
@@ -71,8 +70,7 @@ class Turns:
         if not self._may_go(user, now):
             waiting.append(user)
             return
-        held = heappop(user.held)
-        user.returned -= held.returned
+        held = user.take_oldest()
         self._seen.handed(held.sight)
         if held.returned or user.state is State.PROBING:
             user.pace.released(self._limits, now)

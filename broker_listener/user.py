@@ -1,6 +1,8 @@
 """What the machine keeps of one user. Plain data: the rules are in ``transitions`` and ``hand_over``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
@@ -20,6 +22,11 @@ class Held(NamedTuple):
     since: float
     delivery: Delivery
     sight: Sight
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes."""
+        return len(self.delivery.body) + len(self.delivery.properties)
 
 
 class Executor(NamedTuple):
@@ -56,7 +63,6 @@ class User:
         "active_at",
         "asked_at",
         "asking",
-        "asking_again",
         "away",
         "changed_at",
         "elsewhere",
@@ -67,6 +73,7 @@ class User:
         "grace_jobs",
         "handed_over",
         "held",
+        "held_bytes",
         "held_until",
         "hung",
         "jobs",
@@ -81,6 +88,7 @@ class User:
         "starts",
         "state",
         "told",
+        "turned_back",
         "under_way",
         "unknown_asks",
         "unknown_since",
@@ -95,13 +103,12 @@ class User:
         self.name = name
         self.state = State.ABSENT
         self.held: list[Held] = []
-        """A heap."""
-        self.returned = 0
-        """How many of the held ones have come back."""
+        """A heap; ``hold``, ``take_oldest`` and ``keep`` change it."""
+        self.held_bytes = 0
+        self.returned = 0  # how many of the held ones have come back
         self.under_way = 0
         """Hand-overs without an answer of the broker."""
-        self.failures = 0
-        """Hand-overs in a row that the broker did not take."""
+        self.failures = 0  # hand-overs in a row that the broker did not take
         self.queued = False
         """Whether the user stands in one of the lines of ``Turns``."""
         self.pace = Pace()
@@ -116,8 +123,9 @@ class User:
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""
         self.gone_at = -inf
-        self.asking = self.asking_again = False
-        """Whether a request is under way; and whether ``hung`` was set when this request was made."""
+        self.asking = False
+        """Whether a request is under way, or waits for its turn."""
+        self.turned_back = 0  # requests in a row for which the helper had no room
         self.hung = False
         """Whether the last request took all of its time: the helper, or what it asked, did not answer."""
         self.asked_at = -inf
@@ -147,3 +155,23 @@ class User:
     def idle(self) -> bool:
         """Whether the record holds nothing that others rely on."""
         return not (self.held or self.under_way or self.asking or self.queued)
+
+    def hold(self, held: Held) -> None:
+        """Hold one more job."""
+        heappush(self.held, held)
+        self.held_bytes += held.size
+        self.returned += held.returned
+
+    def take_oldest(self) -> Held:
+        """Hold the job that was seen first no longer."""
+        held = heappop(self.held)
+        self.held_bytes -= held.size
+        self.returned -= held.returned
+        return held
+
+    def keep(self, jobs: Iterable[Held]) -> None:
+        """Hold these of the jobs and no others."""
+        self.held = list(jobs)
+        heapify(self.held)
+        self.held_bytes = sum(held.size for held in self.held)
+        self.returned = sum(held.returned for held in self.held)

@@ -28,6 +28,7 @@ from broker_listener.consuming import Delivery
 from broker_listener.hand_over import Machine
 from broker_listener.pacing import digest
 from broker_listener.properties import Properties
+from broker_listener.started_before import StartedBefore
 from broker_listener.steps import Steps
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
 from broker_listener.user import User
@@ -49,8 +50,13 @@ class Listener:
     """A machine, its clock, and a broker that confirms at once unless it is told otherwise."""
 
     def __init__(self, broker: Mapping[str, object] | None = None, give_back=None, **hand_over: object) -> None:
+        self.started_before = StartedBefore()
         self.machine = Machine(
-            BrokerConfig(**(broker or {})), HandOverConfig(**hand_over), give_back, jitter=lambda: 0.5
+            BrokerConfig(**(broker or {})),
+            HandOverConfig(**hand_over),
+            give_back,
+            jitter=lambda: 0.5,
+            started=self.started_before,
         )
         self.now = 100.0
         self.tags = count(1)
@@ -508,7 +514,7 @@ def test_a_busy_user_does_not_delay_another_s_first_job_beyond_the_next_confirm(
 
 def test_at_max_held_bytes_the_consumer_is_cancelled_and_taken_up_again_below_half() -> None:
     listener = Listener({"max_held_bytes": 2**20})
-    for number in range(11):
+    for number in range(12):
         listener.job("bob", f"job {number}", size=100_000)
     assert len(listener.of(CancelConsumer)) == 1
     assert Fault.HOLDING_FULL in listener.faults()
@@ -876,24 +882,31 @@ def test_a_name_that_is_known_to_be_absent_is_parked_without_a_second_grace() ->
     assert listener.parked() == [("one", "unknown_user"), ("two", "unknown_user")]
 
 
-def test_at_most_a_thousand_jobs_of_unknown_users_wait_and_the_rest_is_parked_at_once() -> None:
+def test_at_most_a_thousand_jobs_of_unknown_users_wait() -> None:
+    """Beyond these, those that waited longest are parked; a user whose jobs are all gone is unknown no longer."""
     listener = Listener()
     listener.jobs("bob", *(f"job {number}" for number in range(600)))
     listener.helper("bob", Refused(ID, RefusedReason.UNKNOWN_USER))
     listener.jobs("eve", *(f"eve's {number}" for number in range(600)))
     listener.helper("eve", Refused(ID, RefusedReason.UNKNOWN_USER))
     assert len(listener.parked()) == 200
-    assert listener.parked()[0] == ("eve's 400", "unknown_user")
+    assert listener.parked() == [(f"job {number}", "unknown_user") for number in range(200)]
     listener.job("bob", "one more")
-    assert listener.parked()[-1] == ("one more", "unknown_user")
+    assert listener.parked()[-1] == ("job 200", "unknown_user")
     listener.job("alice", "of a user nobody was asked for")
     assert len(listener.parked()) == 201
+    listener.jobs("eve", *(f"eve's {number}" for number in range(600, 1000)))
+    assert len(listener.parked()) == 601
+    assert listener.parked()[-1] == ("one more", "unknown_user")
+    bob = listener.machine._users["bob"]
+    assert (bob.held, bob.unknown_since) == ([], inf)
     listener.wait(2)
-    listener.running("bob")
+    listener.running("eve")
     listener.running("alice")
     listener.wait(1)
     listener.job("eve", "there is room again")
-    assert len(listener.parked()) == 201
+    assert len(listener.parked()) == 601
+    assert listener.machine._answers.grace.jobs == 0
 
 
 def test_what_goes_back_while_the_helper_is_away_is_no_longer_counted_as_an_unknown_user_s() -> None:
@@ -911,7 +924,7 @@ def test_what_goes_back_while_the_helper_is_away_is_no_longer_counted_as_an_unkn
         listener.actions.clear()
         listener.jobs("eve", *went_back)
     assert not listener.of(Park)
-    assert listener.machine._answers._unknown_jobs == len(listener.machine._users["eve"].held) == 100
+    assert listener.machine._answers.grace.jobs == len(listener.machine._users["eve"].held) == 100
 
 
 def test_a_forgotten_user_s_jobs_are_not_counted_as_unknown_for_ever() -> None:
@@ -923,7 +936,7 @@ def test_a_forgotten_user_s_jobs_are_not_counted_as_unknown_for_ever() -> None:
     listener.helper("eve", None)
     listener.wait(700)
     listener.machine.listed({"eve": ExecutorEntry("eve", "eve", 1000, 7, 1.0, 5)}, listener.now)
-    assert listener.machine._answers._unknown_jobs == 0
+    assert listener.machine._answers.grace.jobs == 0
 
 
 # The helper's word
@@ -1023,7 +1036,8 @@ def test_at_most_one_request_a_user_is_under_way_and_64_are_sent_at_a_time() -> 
     assert listener.of(Ask)[64:] == [Ask("user64", fresh=True)]
 
 
-def test_64_users_whose_requests_hang_delay_the_next_one_by_50_ms_and_500_are_under_way_at_most() -> None:
+def test_64_users_whose_requests_hang_delay_the_next_one_by_50_ms_and_80_new_ones_are_under_way_at_most() -> None:
+    """Of users whom the helper has started before 500."""
     listener = Listener()
     for number in range(64):
         listener.job(f"hangs{number}", f"job {number}")
@@ -1035,13 +1049,20 @@ def test_64_users_whose_requests_hang_delay_the_next_one_by_50_ms_and_500_are_un
     for number in range(600):
         listener.job(f"hangs too{number}", f"another {number}")
     listener.wait(5.0)
-    assert len(listener.of(Ask)) == 500
+    assert len(listener.of(Ask)) == 80
     listener.running("bob")
+    listener.wait(0.06)
+    assert len(listener.of(Ask)) == 81
+    for number in range(600):
+        listener.started_before.add(f"known{number}")
+        listener.job(f"known{number}", f"job of known {number}")
+    listener.wait(30.0)
     assert len(listener.of(Ask)) == 501
 
 
 @pytest.mark.parametrize("answer", [None, Failed(ID, FailedReason.LOOKUP_TIMEOUT, 5.0)])
 def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_32_at_a_time(answer: object) -> None:
+    """While others wait, a turn in four is theirs."""
     listener = Listener()
     slow = [f"slow{number}" for number in range(64)]
     for user in slow:
@@ -1051,14 +1072,17 @@ def test_users_whose_answer_did_not_come_in_time_go_behind_the_others_and_32_at_
     listener.actions.clear()
     listener.wait(11)
     assert [ask.user for ask in listener.of(Ask)] == slow[:32]
-    for number in range(40):
+    for number in range(32):
         listener.job(f"user{number}", f"job of {number}")
-    assert [ask.user for ask in listener.of(Ask)][32:] == [f"user{number}" for number in range(40)]
+    assert [ask.user for ask in listener.of(Ask)][32:] == [f"user{number}" for number in range(32)]
     for number in range(30):
         listener.job(f"next{number}", f"next job of {number}")
     listener.helper("slow0", answer)
-    listener.wait(0.06)
-    assert [ask.user for ask in listener.of(Ask)][72:] == [*(f"next{number}" for number in range(30)), "slow32"]
+    for number in range(32):
+        listener.running(f"user{number}")
+    asked = [ask.user for ask in listener.of(Ask)][64:]
+    assert sorted(asked) == sorted([*(f"next{number}" for number in range(30)), "slow32"])
+    assert asked.index("slow32") < 8
 
 
 def test_after_a_list_of_the_helper_those_whose_answers_it_owed_are_asked_for_as_everybody() -> None:

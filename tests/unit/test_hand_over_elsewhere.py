@@ -126,7 +126,7 @@ def test_users_whom_another_host_wants_without_end_take_no_memory_and_a_job_of_o
     listener.job("alice", "one")
     for user in list(listener.machine.users):
         if listener.machine.users[user].asking and user != "alice":
-            listener.helper(user, Failed(ID, FailedReason.AT_CAPACITY, 60.0))
+            listener.helper(user, Failed(ID, FailedReason.DRAINING, 60.0))
     assert "alice" in [action.user for action in listener.of(Ask)]
     listener.wanted("bob")  # there is room again
     assert "bob" in listener.machine.users

@@ -338,7 +338,7 @@ class Listener(RuleBasedStateMachine):
     @invariant()
     def the_jobs_of_unknown_users_are_counted_exactly(self) -> None:
         graces = [user.grace_jobs for user in self.machine._users.values()]
-        assert self.machine._answers._unknown_jobs == sum(graces)
+        assert self.machine._answers.grace.jobs == sum(graces)
 
     @invariant()
     def memory_is_bounded(self) -> None:

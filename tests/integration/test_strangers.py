@@ -1,0 +1,133 @@
+"""A flood of jobs of names that nobody has, and in it real users: some were started before, some are new.
+
+The limits of the helper are its defaults: look-ups of invented names share them with everybody.
+"""
+
+import json
+import os
+import pwd
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pika
+import pytest
+
+from tests.lab.accounts import LISTENER, OsUser
+from tests.lab.chaos import install_light_executor, listener_status
+from tests.lab.processes import processes_of, wait_for
+from tests.lab.site import Site
+
+pytestmark = pytest.mark.one_end
+
+FLOOD = 6000
+SOON = 2.0
+"""Seconds within which a new user's executor is started, whatever the flood."""
+
+
+def publish(site: Site, *users: str) -> None:
+    for number, user in enumerate(users):
+        body = json.dumps({"user": user, "job": f"{user}-{number}"}).encode()
+        site.server.publish_raw(body, pika.BasicProperties(headers={"canHandle": False}))
+
+
+def invented(count: int, prefix: str = "nobody") -> list[str]:
+    return [f"{prefix}{number:05d}x" for number in range(count)]
+
+
+def flood(site: Site, count: int = FLOOD) -> None:
+    """Publish the jobs and wait until the listener has met them all."""
+    before = listener_status(site)["totals"]["received"]
+    publish(site, *invented(count))
+    wait_for(lambda: listener_status(site)["totals"]["received"] >= before + count, 60, "the flood")
+
+
+def seconds_until_started(site: Site, user: OsUser, most: float = 70.0) -> float:
+    """Publish a job of the user; return how long it took until a process is the user's."""
+    publish(site, user.name)
+    began = time.monotonic()
+    wait_for(lambda: list(processes_of([user.uid])), most, f"an executor of {user.name}")
+    return time.monotonic() - began
+
+
+@contextmanager
+def trickle(site: Site, per_second: float) -> Iterator[None]:
+    """Publish jobs of ever new invented names meanwhile, on a connection of its own."""
+    ended = threading.Event()
+    url = site.broker.server.at(site.broker.port, site.vhost)
+
+    def run() -> None:
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            channel = connection.channel()
+            for number in range(1_000_000):
+                if ended.wait(1 / per_second):
+                    return
+                body = json.dumps({"user": f"stream{number}x", "job": "j"}).encode()
+                properties = pika.BasicProperties(headers={"canHandle": False})
+                channel.basic_publish(site.server.exchange, site.server.routing_key, body, properties)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture
+def flooded(site: Site) -> Site:
+    install_light_executor(site.installation)
+    site.start()
+    flood(site)
+    return site
+
+
+def test_new_user_starts_soon_behind_6000_invented_names(flooded: Site) -> None:
+    """It took more than a minute when all were asked for in the order in which they came."""
+    user = flooded.accounts.user("alice")
+    assert seconds_until_started(flooded, user) < SOON
+
+
+def test_new_users_start_soon_while_invented_names_go_on_coming(flooded: Site) -> None:
+    """Several, one after the other, and at the end some at once."""
+    users = [flooded.accounts.user(f"new{number}") for number in range(8)]
+    with trickle(flooded, 10):
+        took = [seconds_until_started(flooded, user) for user in users[:3]]
+        publish(flooded, *(user.name for user in users[3:]))
+        began = time.monotonic()
+        uids = {user.uid for user in users[3:]}
+        wait_for(lambda: all(list(processes_of([uid])) for uid in uids), 60, "all executors")
+        took.append(time.monotonic() - began)
+    assert max(took) < SOON
+
+
+def test_user_who_was_started_before_goes_first_after_a_restart(flooded: Site) -> None:
+    """The executor has ended, the listener was started again, and twice as many names come as before."""
+    user = flooded.accounts.user("alice")
+    seconds_until_started(flooded, user)
+    wait_for(lambda: listener_status(flooded)["totals"]["handed_over"] > 0, 20, "the job handed over")
+    time.sleep(10.1)  # the contract's limit of a quick death, whose user waits
+    flooded.listener.stop()
+    for process in processes_of([user.uid]):
+        os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not list(processes_of([user.uid])), 20, "the executor's end")
+    state = flooded.installation.listener_state / "started-before"
+    assert state.read_text(encoding="ascii").split("\n")[1:] == [user.name, ""], "and no invented name"
+    assert (state.stat().st_uid, state.stat().st_mode & 0o777) == (pwd.getpwnam(LISTENER).pw_uid, 0o600)
+    flooded.listener.start()
+    publish(flooded, user.name, *invented(FLOOD, "more"))
+    began = time.monotonic()
+    wait_for(lambda: list(processes_of([user.uid])), 60, "an executor")
+    assert time.monotonic() - began < SOON
+
+
+def test_account_made_after_its_name_was_asked_for_runs(flooded: Site) -> None:
+    """Repeats have a quarter of the look-ups, so within ``unknown_grace`` the new account is found."""
+    name = f"{flooded.accounts.prefix}late"
+    publish(flooded, name)
+    wait_for(lambda: f"user={name} reason=unknown_user" in flooded.helper.log_text(), 20, "the name asked for")
+    late = flooded.accounts.user("late")
+    wait_for(lambda: list(processes_of([late.uid])), 60, "an executor of the late account")
