@@ -100,6 +100,7 @@ class Fault(StrEnum):
     NOT_PARKED = "not_parked"
     NOT_PARKABLE = "not_parkable"
     HOLDING_FULL = "holding_full"
+    OVER_SHARE = "over_share"
 
 
 ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
@@ -118,6 +119,8 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
         Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? see knime-peruser parked",
         Fault.NOT_PARKABLE: "message is larger than broker.max_parkable: it is held without its body and goes back to "
         "the queue after broker.max_hold, again and again; remove it there, and see who publishes so much",
+        Fault.OVER_SHARE: "user holds more than a quarter of broker.max_held_bytes while more than half is held, the "
+        "newest jobs go back to the queue and come again; see why the user's jobs are held",
         Fault.HOLDING_FULL: "no further jobs are taken until half of those held are gone; "
         "see why they are held, and broker.max_held_bytes",
     }

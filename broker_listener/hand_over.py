@@ -23,6 +23,7 @@ from broker_listener.large_body import LargeBody
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
+from broker_listener.shares import Shares
 from broker_listener.start_failures import fails_for_long
 from broker_listener.started_before import StartedBefore
 from broker_listener.steps import Steps
@@ -76,6 +77,7 @@ class Machine:
         counters, known = self.settlement.counters, StartedBefore() if started is None else started
         self._answers = Answers(hand_over, self._actions, counters, self.host, known)
         budget = Budget(hand_over.returns_per_second)
+        self._shares = Shares(broker, self._actions, self._answers.grace, self.settlement)
         self._turns = Turns(self.settlement, self._seen, self._limits, budget, may_give_back)
         self._steps = Steps(
             broker,
@@ -88,6 +90,7 @@ class Machine:
             self._limits,
             self.host,
             self._probes,
+            self._shares,
             others=elsewhere is not None,
         )
 
@@ -116,17 +119,20 @@ class Machine:
         user.active_at = now
         sight = self._seen.arrived(digest, now)
         returned = handed or sight.handed
-        if user.unknown_since != inf and user.state is not State.FAILED:
-            self._answers.grace.add(user)
-        if not user.held:
-            user.held_until = now + self._max_hold  # of those that arrive after it, none is older
-        user.hold(Held(sight.seq, delivery.tag, returned, now, delivery, sight))
+        held = Held(sight.seq, delivery.tag, returned, now, delivery, sight)
+        if not self._shares.takes(user, held):
+            if user.unknown_since != inf and user.state is not State.FAILED:
+                self._answers.grace.add(user)
+            if not user.held:
+                user.held_until = now + self._max_hold  # of those that arrive after it, none is older
+            user.hold(held)
         if returned:
             user.returns += 1
             self.settlement.counters.returned += 1
             user.pace.came_back(sight, self._limits, now)
         self._steps.happens(user, Event.RETURNED if returned else Event.JOB, now)
         self._steps.park_unknown(now)
+        self._shares.arrived(user)
 
     def no_job(self, delivery: Delivery, reason: str, detail: str, now: float) -> None:
         """Take a message that is no job: it is parked."""
@@ -153,6 +159,7 @@ class Machine:
         """Forget every delivery: the channel that they came on is gone."""
         self.settlement.lost()
         self._turns.clear()
+        self._shares.clear()
         for user in self._users.values():
             self._answers.grace.leave(user, user.grace_jobs)
             user.keep([])
@@ -244,7 +251,7 @@ class Machine:
 
     def next_deadline(self) -> float:
         """Give the time at which ``time_passed`` is wanted next, infinite where nothing waits for a time."""
-        parts = (self._timers, self._turns, self.settlement, self._answers, self._probes)
+        parts = (self._timers, self._turns, self.settlement, self._answers, self._probes, self._shares)
         return min(part.next_at() for part in parts)
 
     def time_passed(self, now: float) -> None:

@@ -148,6 +148,12 @@ class Settlement:
         self._actions.append(GiveBack(delivery))
         self._settled(delivery)
 
+    def without_body(self, delivery: Delivery) -> Delivery:
+        """Return the delivery without its bytes: it can be given back, and takes no room until then."""
+        self.bytes -= len(delivery.body) + len(delivery.properties)
+        self._resume()
+        return delivery._replace(body=b"", properties=b"")
+
     def serve(self, now: float) -> None:
         """Publish of what is no hand-over what may be published now; what waits too long to be parked goes back."""
         while self._can_publish and (leaving := self._to_park.take(now)) is not None:

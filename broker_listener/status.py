@@ -166,7 +166,7 @@ def _of_user(user: User, clock: float) -> dict[str, object]:
         "user": user.name,
         "state": user.state.name.lower(),
         "since": user.changed_at + clock,
-        "held": len(user.held),
+        "held": len(user.held) + user.surplus,
         "jobs": user.jobs,
         "handed_over": user.handed_over,
         "returned": user.returns,

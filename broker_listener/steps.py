@@ -18,6 +18,7 @@ from broker_listener.job_log import Changed
 from broker_listener.pacing import ACCEPTED_AFTER, Limits
 from broker_listener.probes import Probes
 from broker_listener.settlement import Settlement
+from broker_listener.shares import Shares
 from broker_listener.timers import Timers
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
 from broker_listener.turns import Turns
@@ -56,6 +57,7 @@ class Steps:
         limits: Limits,
         host: HostFaults,
         probes: Probes,
+        shares: Shares,
         *,
         others: bool,
     ) -> None:
@@ -69,6 +71,7 @@ class Steps:
         self._limits = limits
         self._host = host
         self._probes = probes
+        self._shares = shares
         self._others = others
         self._steps: Mapping[Do, Step] = {
             Do.NOTHING: self._nothing,
@@ -143,6 +146,7 @@ class Steps:
     def serve(self, now: float) -> None:
         """Publish what may be published now."""
         self._settlement.serve(now)
+        self._shares.serve(now)
         for user in self._turns.serve(now):
             self.arm(user, now)
 

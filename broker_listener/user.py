@@ -87,6 +87,7 @@ class User:
         "returns",
         "starts",
         "state",
+        "surplus",
         "told",
         "turned_back",
         "under_way",
@@ -105,9 +106,9 @@ class User:
         self.held: list[Held] = []
         """A heap; ``hold``, ``take_oldest`` and ``keep`` change it."""
         self.held_bytes = 0
+        self.surplus = 0  # how many more of the user's jobs wait to go back, without their bodies
         self.returned = 0  # how many of the held ones have come back
-        self.under_way = 0
-        """Hand-overs without an answer of the broker."""
+        self.under_way = 0  # hand-overs without an answer of the broker
         self.failures = 0  # hand-overs in a row that the broker did not take
         self.queued = False
         """Whether the user stands in one of the lines of ``Turns``."""
@@ -154,7 +155,7 @@ class User:
     @property
     def idle(self) -> bool:
         """Whether the record holds nothing that others rely on."""
-        return not (self.held or self.under_way or self.asking or self.queued)
+        return not (self.held or self.surplus or self.under_way or self.asking or self.queued)
 
     def hold(self, held: Held) -> None:
         """Hold one more job."""

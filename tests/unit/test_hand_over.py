@@ -515,10 +515,11 @@ def test_a_busy_user_does_not_delay_another_s_first_job_beyond_the_next_confirm(
 def test_at_max_held_bytes_the_consumer_is_cancelled_and_taken_up_again_below_half() -> None:
     listener = Listener({"max_held_bytes": 2**20})
     for number in range(12):
-        listener.job("bob", f"job {number}", size=100_000)
+        listener.job(f"user{number % 6}", f"job {number}", size=100_000)
     assert len(listener.of(CancelConsumer)) == 1
+    assert listener.bodies(GiveBack) == []
     assert Fault.HOLDING_FULL in listener.faults()
-    listener.running("bob")
+    listener.running("user0")
     listener.wait(0.19)
     assert not listener.of(ResumeConsumer)
 

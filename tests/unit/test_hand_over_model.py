@@ -53,11 +53,14 @@ class Listener(RuleBasedStateMachine):
     requeues = False
     alone = False
     max_hold = 60.0
+    max_held_bytes = 2**20
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = Machine(
-            BrokerConfig(prefetch=PREFETCH, max_unconfirmed=4, max_hold=self.max_hold),
+            BrokerConfig(
+                prefetch=PREFETCH, max_unconfirmed=4, max_hold=self.max_hold, max_held_bytes=self.max_held_bytes
+            ),
             HandOverConfig(max_start_attempts=MAX_DEATHS, unknown_grace=5.0, start_timeout=20.0),
             (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
             jitter=lambda: 0.5,
@@ -317,11 +320,13 @@ class Listener(RuleBasedStateMachine):
     def what_is_held_is_counted_exactly(self) -> None:
         settlement = self.machine.settlement
         assert settlement.deliveries == len(self.unsettled)
+        surplus = [entry for line in self.machine._shares._surplus.values() for entry in line]
         bare = {leaving.delivery.tag for _, _, leaving in settlement._to_park._bare}
-        whole = [delivery for tag, delivery in self.unsettled.items() if tag not in bare]
-        sizes = [len(delivery.body) + len(delivery.properties) for delivery in whole]
-        assert settlement.bytes == sum(sizes)
-        held = sum(len(user.held) for user in self.machine._users.values())
+        without_body = bare | {entry.delivery.tag for entry in surplus}
+        sizes = {tag: len(delivery.body) + len(delivery.properties) for tag, delivery in self.unsettled.items()}
+        assert settlement.bytes == sum(size for tag, size in sizes.items() if tag not in without_body)
+        assert [sizes[entry.delivery.tag] for entry in surplus] == [entry.size for entry in surplus]
+        held = sum(len(user.held) + user.surplus for user in self.machine._users.values())
         under_way = sum(delivery.generation == self.generation for delivery, _ in self.without_answer.values())
         assert held + settlement.aside + under_way == len(self.unsettled), "no delivery is forgotten"
         assert settlement.deliveries <= PREFETCH
@@ -331,6 +336,8 @@ class Listener(RuleBasedStateMachine):
     def each_user_s_counts_are_those_of_its_jobs(self) -> None:
         for user in self.machine._users.values():
             assert user.returned == sum(held.returned for held in user.held)
+            assert user.held_bytes == sum(held.size for held in user.held)
+            assert user.surplus == len(self.machine._shares._surplus.get(user, ()))
             assert user.under_way >= 0
             assert 0 <= user.grace_jobs <= len(user.held)
             assert user.watched == (user.name in self.watched)
@@ -389,6 +396,17 @@ class RequeueingListener(Listener):
     requeues = True
 
 
+class SmallListener(Listener):
+    """One in which a few jobs are more than a user's share."""
+
+    max_held_bytes = 24
+
+    def others_of(self, user: str) -> list[list[object]]:
+        """Leave out what gives way to an arrival: the newest jobs of a user who holds too much."""
+        others = [other for other in self.machine._users.values() if other.name != user]
+        return [[getattr(other, name) for name in OWN if name != "returned"] for other in others]
+
+
 class PatientListener(Listener):
     """One that gives nothing back for having held it too long: then the broker alone would keep the order."""
 
@@ -441,7 +459,9 @@ SETTINGS = settings(max_examples=40, stateful_step_count=50, deadline=None)
 TestListener = Listener.TestCase
 TestLoneListener = LoneListener.TestCase
 TestRequeueingListener = RequeueingListener.TestCase
+TestSmallListener = SmallListener.TestCase
 TestFirstHandOvers = FirstHandOvers.TestCase
 TestLoneListener.settings = TestListener.settings = TestRequeueingListener.settings = TestFirstHandOvers.settings = (
     SETTINGS
 )
+TestSmallListener.settings = SETTINGS
