@@ -9,8 +9,6 @@ import pytest
 from tests.lab.chaos import listener_status
 from tests.lab.site import Site
 
-pytestmark = pytest.mark.one_end
-
 JOBS = 10_000
 MOST = 4 * 2**20
 """Of this a user's share is a quarter; ten thousand jobs of a kilobyte are ten times as much."""
