@@ -29,7 +29,7 @@ class Park(NamedTuple):
 
 
 class PutBack(NamedTuple):
-    """Publish the job as it came, into its own queue again; its outcome comes back under the token."""
+    """Publish the message to its own queue alone, where its redeliveries count from nothing; its outcome comes back."""
 
     token: int
     delivery: Delivery
@@ -96,6 +96,7 @@ class Fault(StrEnum):
     STARTS_FAIL_FOR_LONG = "starts_fail_for_long"
     HELD_TOO_LONG = "held_too_long"
     NOT_PUBLISHED = "not_published"
+    REDELIVERED_OFTEN = "redelivered_often"
     PARKED = "parked"
     NOT_PARKED = "not_parked"
     NOT_PARKABLE = "not_parkable"
@@ -115,6 +116,8 @@ ADVICE: Final[Mapping[Fault, str]] = MappingProxyType(
         "see why the user has no executor",
         Fault.NOT_PUBLISHED: "broker did not take a hand-over, it is tried again; see the jobs exchange's binding, "
         "and whether its queue is full",
+        Fault.REDELIVERED_OFTEN: "messages were redelivered ten times and are published to their queue again, or it "
+        "would drop them at its delivery limit; see why connections are lost or jobs given back",
         Fault.PARKED: "message was parked; knime-peruser parked list tells why",
         Fault.NOT_PARKED: "parked queue takes nothing, the messages are held; is it full? see knime-peruser parked",
         Fault.NOT_PARKABLE: "message is larger than broker.max_parkable: it is held without its body and goes back to "

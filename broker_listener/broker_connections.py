@@ -3,6 +3,9 @@
 Consuming and publishing have a connection each: a publish that the broker refuses closes its channel, and under a
 memory alarm the broker stops reading from whoever publishes; neither may touch the deliveries that are held. One that
 is lost is tried again with a growing pause.
+
+Consuming begins only while publishing is possible: what was redelivered too often must be published, and each time that
+it is taken and lost again counts against it.
 """
 
 from functools import partial
@@ -33,14 +36,15 @@ class Broker:
     """The two connections. All methods are called in the loop that ``start`` was called in."""
 
     def __init__(self, config: BrokerConfig, events: BrokerEvents) -> None:
+        self._publisher = Publisher(config, events, self._publishable)
         self._consumer = Consumer(config, events)
-        self._publisher = Publisher(config, events)
         self._consume = Link(config.urls, self._consumer, partial(connect, config))
         self._publish = Link(config.urls, self._publisher, partial(connect, config))
         self.ack = self._consumer.ack
         self.give_back = self._consumer.give_back
         self.hand_over = self._publisher.hand_over
         self.park = self._publisher.park
+        self.put_back = self._publisher.put_back
         self.park_large = self._publisher.park_large
         self.put_back_large = self._publisher.put_back_large
 
@@ -92,6 +96,9 @@ class Broker:
     def resume_consumer(self) -> None:
         """Take deliveries again."""
         self._consumer.want(on=True)
+
+    def _publishable(self) -> None:
+        self._consumer.may_begin(on=self._publisher.can_publish)
 
 
 def state_of(link: Link, blocked_since: float | None = None) -> ConnectionState:

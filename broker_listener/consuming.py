@@ -103,6 +103,7 @@ class Consumer:
         self._limited = LimitedLog(LOG)
         self.generation = 0
         self._wanted = True
+        self._may_begin = False
         self._stopping = False
 
     async def serve(self, connection: "Connection", ready: Callable[[], None]) -> None:
@@ -115,7 +116,7 @@ class Consumer:
         self._channel = channel
         consuming = ""
         while consuming or not self._stopping:
-            if self._wanted and not consuming:
+            if self._wanted and self._may_begin and not consuming:
                 consuming = await channel.consume(self._config.queue, self._on_delivery)
             elif consuming and not self._wanted:
                 await channel.cancel(consuming)
@@ -147,6 +148,14 @@ class Consumer:
     def want(self, *, on: bool) -> None:
         """Begin or end consuming; several changes at once are one."""
         self._wanted = on and not self._stopping
+        self._look_again()
+
+    def may_begin(self, *, on: bool) -> None:
+        """Begin to consume only while this is on; what has begun goes on."""
+        self._may_begin = on
+        self._look_again()
+
+    def _look_again(self) -> None:
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
 

@@ -15,7 +15,17 @@ LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 class Counters:
     """Counts since the start of the process. ``parked`` is by reason; reasons are a closed list."""
 
-    __slots__ = ("answers", "handed_over", "held_too_long", "latency", "latency_sum", "parked", "received", "returned")
+    __slots__ = (
+        "answers",
+        "handed_over",
+        "held_too_long",
+        "latency",
+        "latency_sum",
+        "parked",
+        "published_again",
+        "received",
+        "returned",
+    )
 
     def __init__(self) -> None:
         self.received = 0
@@ -26,6 +36,8 @@ class Counters:
         """Hand-overs that the broker took: one for each time that a job goes round."""
         self.held_too_long = 0
         """Messages that went back to the queue after ``max_hold``."""
+        self.published_again = 0
+        """Messages that were redelivered so often that they were published to their queue again."""
         self.parked: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         """Of the helper: running, started, a reason, or none."""

@@ -22,6 +22,7 @@ from broker_listener.job_log import Happened, HostChanged
 from broker_listener.large_body import LargeBody
 from broker_listener.pacing import Budget, Limits, SeenJobs
 from broker_listener.probes import Probes
+from broker_listener.requeue import redelivered_too_often
 from broker_listener.settlement import Settlement
 from broker_listener.shares import Shares
 from broker_listener.start_failures import fails_for_long
@@ -119,6 +120,11 @@ class Machine:
         user.active_at = now
         sight = self._seen.arrived(digest, now)
         returned = handed or sight.handed
+        if redelivered_too_often(delivery) and not self._turns.goes_at_once(user, returned=returned):
+            if returned:
+                user.pace.came_back(sight, self._limits, now)
+            self.settlement.publish_again(delivery, now)
+            return
         held = Held(sight.seq, delivery.tag, returned, now, delivery, sight)
         if not self._shares.takes(user, held):
             if user.unknown_since != inf and user.state is not State.FAILED:
@@ -137,6 +143,9 @@ class Machine:
     def no_job(self, delivery: Delivery, reason: str, detail: str, now: float) -> None:
         """Take a message that is no job: it is parked."""
         self.settlement.arrived(delivery)
+        if redelivered_too_often(delivery):  # nobody knows how long the parked queue takes nothing
+            self.settlement.publish_again(delivery, now)
+            return
         self._actions.append(Report(Fault.PARKED, None, f"reason={reason} {detail}"))
         self.settlement.park(Leaving(delivery, reason, detail, now), now)
 
@@ -180,7 +189,10 @@ class Machine:
                 self._turns.confirmed(user, held, now)
             else:
                 self._seen.not_taken(held.sight)
-                self._steps.not_taken(user, held, now)
+                if redelivered_too_often(held.delivery):
+                    self.settlement.publish_again(held.delivery, now)
+                else:
+                    self._steps.not_taken(user, held, now)
                 self._actions.append(Report(Fault.NOT_PUBLISHED, user.name, f"outcome={outcome.value}"))
             if not user.queued and (user.held or user.state is not State.READY):
                 self._steps.look(user, now)

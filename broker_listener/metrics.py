@@ -68,6 +68,8 @@ def _jobs(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _counter("jobs_parked", "Messages put into the parked queue.", counters.parked, label="reason")
     yield _counter("jobs_held_too_long", "Messages that went back after broker.max_hold.", counters.held_too_long)
+    again = "Messages that were redelivered ten times and published to their queue again."
+    yield _counter("jobs_published_again", again, counters.published_again)
     yield _gauge("jobs_held", "Messages in the listener's hands, those under way among them.", settlement.deliveries)
     yield _gauge("held_bytes", "Their bodies and properties.", settlement.bytes)
     yield _gauge(

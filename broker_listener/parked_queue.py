@@ -1,7 +1,8 @@
 """The parked queue, which is ours: declared, declared again when it was deleted, and published to.
 
-Parking has a channel of its own, since a publish that the broker refuses (a right is missing) ends its channel: that
-must not be the end of the hand-overs under way. A repair follows a message that was not parked and nothing else, and
+What goes to a queue through the default exchange, the jobs queue's own messages among it, has a channel of its own,
+since a publish that the broker refuses (a right is missing) ends its channel: that must not be the end of the
+hand-overs under way. A repair follows a message that was returned or lost and nothing else, and
 who publishes pauses after each of those: that bounds them.
 """
 
@@ -35,6 +36,7 @@ class ParkedQueue:
         self._connection: Connection | None = None
         self._repair: asyncio.Task[None] | None = None
         self._reason = ""
+        self._proof: asyncio.Future[None] | None = None
         self._limited = LimitedLog(LOG)
 
     def __len__(self) -> int:
@@ -48,6 +50,15 @@ class ParkedQueue:
         await self._repaired(connection)
         self._count.begin(connection)
 
+    async def prove(self, connection: Connection) -> None:
+        """Return when the broker has answered a message to no queue: under an alarm it reads none, and says so late.
+
+        A channel that ends for it proves as much, the broker reads. Raises Lost.
+        """
+        self._proof = connection.future()
+        self._confirms.publish(Message(_PROOF, ("", _NO_QUEUE), b"", b"\0\0"))
+        await self._proof
+
     def lost(self) -> None:
         """Tell that every message without an answer is lost; the connection is gone."""
         self._connection = None
@@ -58,12 +69,16 @@ class ParkedQueue:
         self._large.lost()
 
     def publish(self, token: int, body: bytes, properties: bytes) -> None:
-        """Publish to the queue, through the default exchange."""
+        """Publish to the parked queue, through the default exchange."""
+        self._count.published(token)
+        self.publish_to(self._name, token, body, properties)
+
+    def publish_to(self, queue: str, token: int, body: bytes, properties: bytes) -> None:
+        """Publish to a queue through the default exchange; what goes to another than the parked one is not parked."""
         if not self._confirms.open:
             self._limited.warning("event=parking_channel_lost reason=%s", self._reason)
             self._begin_repair()
-        self._count.published(token)
-        self._confirms.publish(Message(token, ("", self._name), body, properties))
+        self._confirms.publish(Message(token, ("", queue), body, properties))
 
     def publish_large(self, token: int, body: LargeBody, properties: bytes, queue: str = "") -> None:
         """Publish a large message to the queue, or to another one, through the default exchange."""
@@ -72,6 +87,10 @@ class ParkedQueue:
         self._large.publish(token, ("", queue or self._name), body, properties)
 
     def _told(self, token: int, outcome: Outcome) -> None:
+        if token == _PROOF:
+            if self._proof is not None and not self._proof.done():
+                self._proof.set_result(None)
+            return
         self._count.answered(token, confirmed=outcome is Outcome.CONFIRMED)
         if outcome is Outcome.RETURNED:
             self._begin_repair()
@@ -103,3 +122,9 @@ class ParkedQueue:
     def _on_channel_lost(self, reason: str) -> None:
         self._reason = reason
         self._confirms.lost()
+
+
+_PROOF: Final = -1
+"""The token of a message of this file's own; others count up from 0."""
+_NO_QUEUE: Final = "knime-peruser.no-queue"
+"""A name in our own name space that no queue has."""

@@ -17,6 +17,8 @@ MAX_ORIGINAL: Final = 4096
 """Bytes kept of properties that cannot be kept as they are."""
 MAX_DETAIL: Final = 512
 """Bytes kept of the detail of a reason."""
+DELIVERY_COUNT: Final = b"x-delivery-count"
+"""A quorum queue's count of redeliveries, which it sets in what it redelivers."""
 
 
 class BadProperties(Exception):
@@ -120,7 +122,9 @@ def short_lived(account: str, milliseconds: int) -> bytes:
 
 
 def handed_over(raw: bytes, account: str) -> bytes:
-    """Give the properties with which a job is handed over: ``canHandle`` is true, the rest is that of ``put_back``.
+    """Return the properties with which a job is handed over: ``canHandle`` is true, the rest is as it came.
+
+    But for what ``put_back`` says of another account's ``user_id``, of CC and of BCC.
 
     Raises:
         BadProperties: they cannot be walked.
@@ -141,7 +145,11 @@ def can_handle(raw: bytes) -> bool:
 
 
 def put_back(raw: bytes, account: str) -> bytes:
-    """Give the properties with which a job goes back by being published: as they came, but for three.
+    """Return the properties with which a message goes back by being published: as they came, but for four.
+
+    The count of redeliveries is taken off: where no queue sets it, nobody else would, and the message would be
+    published for ever. An ``expiration`` stays, and its time begins again, as at each hand-over by publishing: it is
+    the publisher's wish that the job ends at some time, and how much of it is over nobody tells.
 
     ``account`` is ours. A ``user_id`` of another is taken off: the broker would close the channel
     (rabbitmq.com/docs/validated-user-id). CC and BCC are taken off (rabbitmq.com/docs/sender-selected): the first
@@ -151,7 +159,11 @@ def put_back(raw: bytes, account: str) -> bytes:
     Raises:
         BadProperties: they cannot be walked.
     """
-    return _published_again(raw, account).encode()
+    properties = _published_again(raw, account)
+    if properties.headers is None:
+        return properties.encode()
+    headers = [entry for entry in properties.headers if entry[0] != DELIVERY_COUNT]
+    return Properties(properties.fields, headers).encode()
 
 
 def parked(  # noqa: PLR0913, PLR0917 - the facts that a parked message carries

@@ -35,9 +35,13 @@ class Publisher:
 
     name: Final = "publish"
 
-    def __init__(self, config: BrokerConfig, events: PublishEvents) -> None:
+    def __init__(
+        self, config: BrokerConfig, events: PublishEvents, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        """``on_change`` is called whenever ``can_publish`` has changed."""
         self._config = config
         self._events = events
+        self._on_change = on_change
         self._target = (config.exchange, config.routing_key if config.exchange else config.queue)
         self._hand_overs = Confirms(self._tell)
         self._parked = ParkedQueue(config.parked_queue, config.urls, self._tell)
@@ -46,6 +50,8 @@ class Publisher:
         self._stopping = False
         self._stopped: asyncio.Future[None] | None = None
         self._limited = LimitedLog(LOG)
+        self._proven = False
+        """Whether the broker has read a message on this connection: it tells of an alarm after the first only."""
         self.can_publish = False
 
     async def serve(self, connection: Connection, ready: Callable[[], None]) -> None:
@@ -55,9 +61,13 @@ class Publisher:
         if self._config.exchange:
             await channel.expect_exchange(self._config.exchange)
         await self._hand_overs.begin(channel, connection.max_properties)
-        ready()
-        self._tell_publishable()
         self._stopped = connection.future()
+        ready()
+        await self._parked.prove(connection)
+        self._proven = True
+        self._tell_publishable()
+        if self._stopping:
+            self._stop_if_answered()
         await self._stopped
 
     def stop(self) -> None:
@@ -67,7 +77,7 @@ class Publisher:
 
     def lost(self) -> None:
         """Tell that every message without an answer is lost; the connection is gone."""
-        self.blocked_since = None
+        self._proven, self.blocked_since = False, None
         self._tell_publishable(connected=False)
         self._hand_overs.lost()
         self._parked.lost()
@@ -86,6 +96,11 @@ class Publisher:
         """Publish to the parked queue."""
         if self._may_publish(token):
             self._parked.publish(token, body, properties)
+
+    def put_back(self, token: int, body: bytes, properties: bytes) -> None:
+        """Publish to the jobs queue and to no other, whatever is bound to the exchange."""
+        if self._may_publish(token):
+            self._parked.publish_to(self._config.queue, token, body, properties)
 
     def park_large(self, token: int, body: LargeBody, properties: bytes) -> None:
         """Publish a large message to the parked queue."""
@@ -117,10 +132,11 @@ class Publisher:
             self._stop_if_answered()
 
     def _tell_publishable(self, *, connected: bool = True) -> None:
-        can_publish = connected and self._hand_overs.open and self.blocked_since is None
+        can_publish = connected and self._proven and self._hand_overs.open and self.blocked_since is None
         if can_publish == self.can_publish:
             return
         self.can_publish = can_publish
+        self._on_change()
         try:
             self._events.on_publishable(can_publish)
         except Exception as error:  # noqa: BLE001 - as above

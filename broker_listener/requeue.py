@@ -1,44 +1,55 @@
-"""Which deliveries may be given back: in mode "requeue", as the way to hand a job over, and after ``max_hold``.
+"""Which deliveries may be given back to the broker, and which must be published again before they are held.
 
-A job with an expiry would wait on with its whole life time begun anew, and a quorum queue drops a message after its
-delivery limit, 20 unless it is set (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling): in mode
-"requeue" both are published, after ``max_hold`` the second is.
+A quorum queue counts redeliveries and drops a message after its delivery limit, 20 unless it is set
+(https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). A lost connection counts, a consumer time-out
+does, a killed listener does. So a message that was redelivered ten times is published to its queue, where its count
+begins at nothing.
+
+The count is believed only of a delivery that the broker has marked as redelivered: a first delivery has no count of the
+broker's, and what it carries is its publisher's. On a classic queue it is the publisher's even then. That costs one
+publish, which takes it off.
 """
 
 from typing import Final
 
 from broker_listener.consuming import Delivery
-from broker_listener.properties import BadProperties, parse
+from broker_listener.properties import DELIVERY_COUNT, BadProperties, Properties, parse
 
 MAX_REDELIVERIES: Final = 10
+"""Half of the least limit that loses no job: what is published again may fail as often as that."""
+_INTEGERS: Final = (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L")
+_SIGNED: Final = (b"b", b"s", b"I", b"l", b"L")
 
 
 def may_give_back(delivery: Delivery) -> bool:
-    """Say whether giving it back is a way to hand it over."""
+    """Return True if giving it back is a way to hand it over.
+
+    One with an expiry is published: held for longer than its time to live, it would vanish when it is given back.
+    """
     try:
         properties = parse(delivery.properties)
     except BadProperties:
         return False
-    if properties.text("expiration") is not None:
-        return False
-    return _redeliveries(dict(properties.headers or ())) < MAX_REDELIVERIES
+    return properties.text("expiration") is None and not (delivery.redelivered and _is_worn_out(properties))
 
 
 def redelivered_too_often(delivery: Delivery) -> bool:
-    """Say whether giving it back, for whatever reason, could lose it; not said of what cannot be read."""
-    try:
-        properties = parse(delivery.properties)
-    except BadProperties:
+    """Return True if the broker could drop the message when it is redelivered again and again, for whatever reason."""
+    if not delivery.redelivered or DELIVERY_COUNT not in delivery.properties:
         return False
-    return _redeliveries(dict(properties.headers or ())) >= MAX_REDELIVERIES
+    try:
+        return _is_worn_out(parse(delivery.properties))
+    except BadProperties:
+        return False  # a queue that counts has written the header itself: then it can be read
 
 
-def _redeliveries(headers: dict[bytes, bytes]) -> int:
-    """Read the broker's own count, an integer of any size; what is none of these is taken as too many."""
-    value = headers.get(b"x-delivery-count")
-    if value is None:
-        return 0
+def _is_worn_out(properties: Properties) -> bool:
+    """Take the highest of all: a publisher may have sent the header twice, the broker replaces one of them."""
+    counts = [_count(value) for name, value in properties.headers or () if name == DELIVERY_COUNT]
+    return max(counts, default=0) >= MAX_REDELIVERIES
+
+
+def _count(value: bytes) -> int:
+    """Read an integer of any size; what is none is taken as too many."""
     kind = value[:1]
-    if kind not in (b"b", b"B", b"s", b"u", b"I", b"i", b"l", b"L"):
-        return MAX_REDELIVERIES
-    return int.from_bytes(value[1:], "big", signed=kind in (b"b", b"s", b"I", b"l", b"L"))
+    return int.from_bytes(value[1:], "big", signed=kind in _SIGNED) if kind in _INTEGERS else MAX_REDELIVERIES

@@ -257,11 +257,11 @@ class Service:
 
     def _put_back(self, action: a.PutBack) -> None:
         delivery = action.delivery
+        properties = put_back(delivery.properties, self._broker.account)
         if delivery.large is not None:
-            properties = put_back(delivery.properties, self._broker.account)
             self._broker.put_back_large(action.token, delivery.large, properties)
             return
-        self._broker.hand_over(action.token, delivery.body, put_back(delivery.properties, self._broker.account))
+        self._broker.put_back(action.token, delivery.body, properties)
 
     def _park(self, action: a.Park) -> None:
         delivery = action.delivery

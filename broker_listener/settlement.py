@@ -119,6 +119,7 @@ class Settlement:
         One that a quorum queue would soon drop is published to the jobs queue first, and so counted from zero there.
         """
         if redelivered_too_often(leaving.delivery):
+            self.counters.published_again += 1
             leaving = leaving._replace(reason="", detail="")
         large = leaving.delivery.large
         self._large.join(leaving if large is not None and large.kept else self._bared(leaving))
@@ -132,16 +133,19 @@ class Settlement:
         if not held.returned:
             self.happened.append(HandedOver(user.name, held.delivery, now - held.since))
 
-    def put_back(self, delivery: Delivery, since: float) -> None:
-        """Have it in the queue again as it is, held since then.
+    def publish_again(self, delivery: Delivery, now: float) -> None:
+        """Publish it to its queue and ack it once that is confirmed: it was redelivered too often to be held.
 
-        A quorum queue drops what it redelivered too often: that is published, and acked once that is confirmed.
+        One that waits for that is never given back, however long it takes: the broker would count that, too.
         """
+        self.counters.published_again += 1
+        self._actions.append(Report(Fault.REDELIVERED_OFTEN, None, f"waiting={len(self._to_put_back) + 1}"))
+        self._to_put_back.join(Leaving(delivery, "", "", now))
+
+    def held_too_long(self, delivery: Delivery) -> None:
+        """Have the broker requeue what was held for ``max_hold``."""
         self.counters.held_too_long += 1
-        if redelivered_too_often(delivery):
-            self._to_put_back.join(Leaving(delivery, "", "", since))
-        else:
-            self.give_back(delivery)
+        self.give_back(delivery)
 
     def give_back(self, delivery: Delivery) -> None:
         """Have the broker requeue it."""
@@ -161,8 +165,7 @@ class Settlement:
         while self._can_publish and (leaving := self._to_park.next_again()) is not None:
             self.give_back(leaving.delivery)
         while self._to_park.oldest() + self._config.max_hold <= now:
-            leaving = self._to_park.take_oldest()
-            self.put_back(leaving.delivery, leaving.since)
+            self.held_too_long(self._to_park.take_oldest().delivery)
         while self._can_publish and (leaving := self._to_put_back.take(now)) is not None:
             self._actions.append(PutBack(self._published(leaving), leaving.delivery))
         self._serve_large(now)

@@ -87,7 +87,7 @@ class Shares:
                 user.surplus -= 1
                 surplus = line.popleft()
                 if now >= surplus.since + self._max_hold:
-                    self._settlement.put_back(surplus.delivery, surplus.since)
+                    self._settlement.held_too_long(surplus.delivery)
                 else:
                     self._settlement.give_back(surplus.delivery)
             if not line:

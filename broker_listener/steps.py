@@ -221,7 +221,7 @@ class Steps:
         user.keep(held for held in user.held if held.since > limit)
         self._answers.grace.leave(user, len(expired))
         for held in expired:
-            self._settlement.put_back(held.delivery, held.since)
+            self._settlement.held_too_long(held.delivery)
         first = min((held.since for held in user.held), default=inf)
         user.held_until = max(first + self._max_hold, now + EXPIRY_PAUSE)
         if expired:

@@ -40,6 +40,11 @@ class Turns:
             user.queued = True
             (self._paced if user.held[0].returned else self._flowing).append(user)
 
+    def goes_at_once(self, user: User, *, returned: bool) -> bool:
+        """Return True if a job of the user that arrives now is handed over at once: nothing of the user waits."""
+        served = user.state is State.READY or user.elsewhere
+        return served and not (returned or user.held or user.failures) and self._settlement.has_room
+
     def serve(self, now: float) -> list[User]:
         """Hand over as much as may go; give the users whose next job has to wait for a time."""
         waiting: list[User] = []

@@ -433,15 +433,42 @@ def test_a_parked_message_and_a_parked_queue_that_somebody_else_made_are_named(s
     assert (found[0], "406" in found[1]) == ("fault", True)
 
 
-def test_flags_that_are_not_knimes_and_a_delivery_limit_that_a_crash_loop_uses_up_are_named(sound: Checked) -> None:
+@pytest.mark.parametrize(
+    ("argument", "policy", "limit"), [(50, 20, None), (50, 19, 19), (19, 50, 19), (0, None, 0), (None, 3, 3)]
+)
+def test_a_delivery_limit_below_20_is_a_fault(
+    sound: Checked, argument: int | None, policy: int | None, limit: int | None
+) -> None:
+    """Of the queue's argument and its policy the lower one counts, as the broker takes it."""
+    sound.site.listener.stop()
+    queue, node = sound.site.server.queue, sound.site.broker
+    arguments = {"x-queue-type": "quorum", **({} if argument is None else {"x-delivery-limit": argument})}
+    with_channel(sound, ("queue_delete", {"queue": queue}))
+    with_channel(sound, ("queue_declare", {"queue": queue, "durable": True, "arguments": arguments}))
+    if policy is not None:
+        definition = json.dumps({"delivery-limit": policy})
+        node.ctl("set_policy", "-p", sound.site.vhost, "limit", f"^{queue}$", definition, "--apply-to", "queues")
+    try:
+        found = sound.wrong()
+    finally:
+        if policy is not None:
+            node.ctl("clear_policy", "-p", sound.site.vhost, "limit")
+        with_channel(sound, ("queue_delete", {"queue": queue}))
+    if limit is None:
+        assert "broker.delivery_limit" not in found
+    else:
+        level, seen = found["broker.delivery_limit"][:2]
+        assert (level, f"after {limit} redeliveries" in seen) == ("fault", True)
+
+
+def test_flags_that_are_not_knimes_are_named(sound: Checked) -> None:
     sound.site.listener.stop()
     queue = sound.site.server.queue
-    quorum = {"queue": queue, "durable": True, "arguments": {"x-queue-type": "quorum", "x-delivery-limit": 50}}
     with_channel(sound, ("queue_delete", {"queue": queue}), ("exchange_delete", {"exchange": JOBS_EXCHANGE}))
-    with_channel(sound, ("queue_declare", quorum), ("exchange_declare", {"exchange": JOBS_EXCHANGE}))
+    with_channel(sound, ("queue_declare", {"queue": queue, "durable": True}))
+    with_channel(sound, ("exchange_declare", {"exchange": JOBS_EXCHANGE}))
     found = sound.wrong()
     with_channel(sound, ("queue_delete", {"queue": queue}), ("exchange_delete", {"exchange": JOBS_EXCHANGE}))
-    assert found["broker.delivery_limit"][0] == "warning"
     assert found["broker.exchange_flags"][0] == "warning"
     assert "not durable" in found["broker.exchange_flags"][1]
 

@@ -66,9 +66,16 @@ class Listener:
         self.machine.publishable(on=True)
 
     def job(
-        self, user: str, body: str, size: int = 0, properties: bytes = b"\0\0", *, handed: bool = False
+        self,
+        user: str,
+        body: str,
+        size: int = 0,
+        properties: bytes = b"\0\0",
+        *,
+        handed: bool = False,
+        redelivered: bool = False,
     ) -> Delivery:
-        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), properties, False, "jobs", "new-work")
+        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), properties, redelivered, "jobs", "new-work")
         self.machine.job(user, delivery, digest(delivery.body, None), self.now, handed=handed)
         self.collect()
         return delivery
@@ -581,24 +588,69 @@ def worn_out() -> bytes:
     return Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
 
 
-def test_after_max_hold_a_job_that_was_redelivered_ten_times_goes_back_by_a_confirmed_publish(worn_out: bytes) -> None:
+def test_a_job_redelivered_ten_times_is_published_before_it_is_held(worn_out: bytes) -> None:
+    """It is acked once its publish is confirmed, and what comes back of it is held as any job."""
     listener = Listener({"max_hold": 600.0})
     listener.outcome = None
-    job = listener.job("bob", "one", properties=worn_out)
-    listener.wait(601)
-    assert not listener.of(GiveBack)
+    job = listener.job("bob", "one", properties=worn_out, redelivered=True)
     assert listener.of(PutBack) == [PutBack(1, job)]
-    assert not listener.of(Ack)
+    assert not listener.of(Ack) + listener.of(Ask)
     listener.answer(Outcome.CONFIRMED)
     assert listener.of(Ack) == [Ack(job)]
     assert listener.machine.settlement.deliveries == 0
+    assert Fault.REDELIVERED_OFTEN in listener.faults()
+    assert listener.machine.settlement.counters.published_again == 1
+    listener.job("bob", "one")
+    assert [ask.user for ask in listener.of(Ask)] == ["bob"]
+    assert len(listener.of(PutBack)) == 1
+
+
+def test_a_publisher_s_own_delivery_count_means_nothing(worn_out: bytes) -> None:
+    listener = Listener({"max_hold": 600.0})
+    job = listener.job("bob", "one", properties=worn_out)
+    listener.wait(601)
+    assert listener.of(GiveBack) == [GiveBack(job)]
+    assert not listener.of(PutBack)
+
+
+def test_a_job_that_goes_at_once_needs_no_publish_before(worn_out: bytes) -> None:
+    listener = Listener()
+    listener.ready("bob")
+    job = listener.job("bob", "one", properties=worn_out, redelivered=True)
+    assert [action.delivery for action in listener.of(HandOver)] == [job]
+    assert listener.of(Ack) == [Ack(job)]
+    assert not listener.of(PutBack) + listener.of(GiveBack)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RETURNED, Outcome.NACKED, Outcome.LOST])
+def test_a_worn_out_job_that_is_not_taken_goes_to_its_queue(worn_out: bytes, outcome: Outcome) -> None:
+    listener = Listener()
+    listener.ready("bob")
+    listener.outcome = None
+    job = listener.job("bob", "one", properties=worn_out, redelivered=True)
+    listener.answer(outcome)
+    assert [action.delivery for action in listener.of(PutBack)] == [job]
+    assert not listener.machine.users["bob"].held
+    listener.answer(Outcome.CONFIRMED)
+    assert listener.of(Ack) == [Ack(job)]
+
+
+def test_what_waits_behind_others_is_published_before_it_is_held(worn_out: bytes) -> None:
+    """At max_unconfirmed, behind a returned job, while nothing was accepted yet, and where it came back itself."""
+    listener = Listener({"max_unconfirmed": 1})
+    listener.ready("bob")
+    listener.outcome = None
+    listener.job("bob", "under way")
+    listener.job("bob", "one", properties=worn_out, redelivered=True)
+    listener.job("bob", "two", properties=worn_out, redelivered=True, handed=True)
+    assert listener.bodies(PutBack) == ["one", "two"]
 
 
 def test_a_job_that_cannot_be_put_back_is_held_and_tried_again_and_never_given_back(worn_out: bytes) -> None:
     listener = Listener({"max_hold": 600.0})
     listener.outcome = Outcome.NACKED
-    listener.job("bob", "one", properties=worn_out)
     listener.machine.publishable(on=False)
+    listener.job("bob", "one", properties=worn_out, redelivered=True)
     listener.wait(3000)
     assert not listener.of(PutBack)
     listener.machine.publishable(on=True)
@@ -610,20 +662,26 @@ def test_a_job_that_cannot_be_put_back_is_held_and_tried_again_and_never_given_b
     assert len(listener.of(Ack)) == 1
 
 
-def test_a_message_that_cannot_be_parked_and_was_redelivered_ten_times_is_put_back_after_max_hold(
-    worn_out: bytes,
-) -> None:
-    listener = Listener({"max_hold": 600.0})
-    listener.outcome = Outcome.NACKED
-    listener.machine.no_job(Delivery(1, 1, b"junk", worn_out, False, "", ""), "not_json", "", listener.now)
-    listener.collect()
-    listener.wait(599)
-    listener.outcome = Outcome.CONFIRMED
-    listener.machine.publishable(on=False)
-    listener.wait(2)
-    listener.machine.publishable(on=True)
+def test_a_message_that_is_no_job_is_put_back_before_it_is_parked(worn_out: bytes) -> None:
+    """The parked queue may be full for longer than the broker redelivers a message."""
+    listener = Listener()
+    junk = Delivery(1, 1, b"junk", worn_out, True, "", "")
+    listener.machine.no_job(junk, "not_json", "", listener.now)
     listener.collect()
     assert listener.bodies(PutBack) == listener.bodies(Ack) == ["junk"]
+    assert not listener.of(Park)
+
+
+def test_a_message_that_cannot_be_parked_is_given_back_after_max_hold() -> None:
+    listener = Listener({"max_hold": 600.0})
+    listener.outcome = Outcome.NACKED
+    junk = Delivery(1, 1, b"junk", b"\0\0", False, "", "")
+    listener.machine.no_job(junk, "not_json", "", listener.now)
+    listener.collect()
+    listener.wait(599)
+    assert not listener.of(GiveBack)
+    listener.wait(2)
+    assert listener.of(GiveBack) == [GiveBack(junk)]
 
 
 # What is not published

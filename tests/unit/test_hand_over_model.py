@@ -35,6 +35,7 @@ from broker_listener.host_messages import UserState
 from broker_listener.pacing import digest
 from broker_listener.probes import waits
 from broker_listener.properties import Properties
+from broker_listener.requeue import may_give_back, redelivered_too_often
 from broker_listener.transitions import State
 from protocol.messages import ExecutorEntry, Failed, FailedReason, Refused, RefusedReason, RequestId, Running, Started
 
@@ -42,8 +43,6 @@ USERS = ("alice", "bob", "eve")
 ID = RequestId("1")
 PREFETCH = 30
 MAX_DEATHS = 3
-WORN_OUT = Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
-"""Of a job that the broker has redelivered ten times."""
 OWN = ("name", "state", "executor", "was_ready", "starts", "returned", "under_way", "reason", "until", "wake_at")
 
 
@@ -52,6 +51,8 @@ class Listener(RuleBasedStateMachine):
 
     requeues = False
     alone = False
+    counts = True
+    """Whether the queue counts redeliveries, as a quorum queue does."""
     max_hold = 60.0
     max_held_bytes = 2**20
 
@@ -62,7 +63,7 @@ class Listener(RuleBasedStateMachine):
                 prefetch=PREFETCH, max_unconfirmed=4, max_hold=self.max_hold, max_held_bytes=self.max_held_bytes
             ),
             HandOverConfig(max_start_attempts=MAX_DEATHS, unknown_grace=5.0, start_timeout=20.0),
-            (lambda delivery: delivery.tag % 3 != 0) if self.requeues else None,
+            (lambda delivery: delivery.tag % 3 != 0 and may_give_back(delivery)) if self.requeues else None,
             jitter=lambda: 0.5,
             elsewhere=None if self.alone else self.is_elsewhere,
         )
@@ -85,6 +86,7 @@ class Listener(RuleBasedStateMachine):
         self.handed_over: set[int] = set()
         self.parking: set[int] = set()
         self.queue: deque[bytes] = deque()
+        self.redeliveries: Counter[bytes] = Counter()
         self.consuming = True
         self.pid = 10
 
@@ -118,8 +120,9 @@ class Listener(RuleBasedStateMachine):
         delivery, generation = self.without_answer.pop(token)
         if outcome is Outcome.CONFIRMED:
             self.confirmed.add((generation, delivery.tag))
-            if delivery.body in self.user_of and token not in self.parking:
-                self.circulating.append(delivery.body)
+            if token not in self.parking:
+                self.redeliveries[delivery.body] = 0
+                (self.circulating if delivery.body in self.user_of else self.queue).append(delivery.body)
         self.machine.published(token, outcome, self.now)
         self.act()
 
@@ -135,6 +138,7 @@ class Listener(RuleBasedStateMachine):
         self.machine.deliveries_lost(self.now)
         self.act()
         self.queue.extendleft(delivery.body for delivery in reversed(lost.values()))
+        self.redeliveries.update(delivery.body for delivery in lost.values())
         self.deliver()
 
     @precondition(lambda self: any(self.asked.values()))
@@ -219,8 +223,11 @@ class Listener(RuleBasedStateMachine):
         while self.queue and self.consuming and len(self.unsettled) < PREFETCH:
             body = self.queue.popleft()
             self.tag += 1
-            properties = WORN_OUT if self.tag % 5 == 0 else b""
-            delivery = Delivery(self.generation, self.tag, body, properties, False, "", "")
+            if self.tag % 5 == 0:  # another consumer had it ten times before
+                self.redeliveries[body] = max(self.redeliveries[body], 10)
+            redelivered = self.redeliveries[body] if self.counts else 0
+            properties = counted(redelivered or (100 if self.tag % 3 == 0 else 0))
+            delivery = Delivery(self.generation, self.tag, body, properties, redelivered > 0, "", "")
             self.unsettled[delivery.tag] = delivery
             if body == b"junk":
                 with self.nobody_else_than(""):
@@ -270,6 +277,8 @@ class Listener(RuleBasedStateMachine):
         assert not under_way, "a delivery is under way at most once"
         assert token not in self.without_answer
         self.without_answer[token] = (delivery, delivery.generation)
+        if isinstance(action, PutBack):
+            assert redelivered_too_often(delivery), "nothing else loses its place in the queue"
         if isinstance(action, Park):
             self.parking.add(token)
             if action.reason == "start_failed":
@@ -285,7 +294,8 @@ class Listener(RuleBasedStateMachine):
         if isinstance(action, Ack):
             assert (delivery.generation, delivery.tag) in self.confirmed, "acked after a confirm"
         else:
-            assert delivery.properties != WORN_OUT or self.requeues, "the broker would drop it"
+            assert not redelivered_too_often(delivery), "the broker would drop it"
+            self.redeliveries[delivery.body] += 1
         if isinstance(action, GiveBack):
             (self.circulating if delivery.body in self.user_of else self.queue).append(delivery.body)
 
@@ -331,6 +341,13 @@ class Listener(RuleBasedStateMachine):
         assert held + settlement.aside + under_way == len(self.unsettled), "no delivery is forgotten"
         assert settlement.deliveries <= PREFETCH
         assert settlement.consuming == self.consuming
+
+    @invariant()
+    def nothing_is_held_that_was_redelivered_too_often(self) -> None:
+        """See that it is on its way to its queue or handed over, and waits for nothing else."""
+        held = [held.delivery for user in self.machine._users.values() for held in user.held]
+        held += [leaving.delivery for _, _, leaving in self.machine.settlement._to_park._waiting]
+        assert not [delivery for delivery in held if redelivered_too_often(delivery)]
 
     @invariant()
     def each_user_s_counts_are_those_of_its_jobs(self) -> None:
@@ -390,6 +407,12 @@ class LoneListener(Listener):
     alone = True
 
 
+def counted(redeliveries: int) -> bytes:
+    """Return the properties of a message with this count; 0 is none."""
+    headers = [(b"x-delivery-count", b"l" + redeliveries.to_bytes(8, "big"))] if redeliveries else None
+    return Properties({}, headers).encode()
+
+
 class RequeueingListener(Listener):
     """The same in mode requeue."""
 
@@ -408,8 +431,9 @@ class SmallListener(Listener):
 
 
 class PatientListener(Listener):
-    """One that gives nothing back for having held it too long: then the broker alone would keep the order."""
+    """One that has nothing go to the queue's end: what it held too long, or what was redelivered too often."""
 
+    counts = False
     max_hold = 1700.0
 
 

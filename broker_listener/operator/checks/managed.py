@@ -13,9 +13,10 @@ from broker_listener.config import BrokerConfig, parse_url
 from broker_listener.operator.checks.finding import Finding, fault, not_asked, ok, warning
 from broker_listener.operator.checks.policies import EMPTYING, effective_of, parked
 from broker_listener.operator.management import Management, Object, Unavailable
+from broker_listener.requeue import MAX_REDELIVERIES
 
-LEAST_DELIVERY_LIMIT: Final = 11
-"""The listener gives a job back unchanged at most ten times, then it publishes it anew."""
+LEAST_DELIVERY_LIMIT: Final = 2 * MAX_REDELIVERIES
+"""With less, what the listener publishes again has too few redeliveries left until it can be published."""
 DEFAULT_DELIVERY_LIMIT: Final = 20
 """RabbitMQ 4's, rabbitmq.com/docs/quorum-queues."""
 Owners = frozenset[int] | None
@@ -129,11 +130,10 @@ def _delivery(broker: BrokerConfig, limit: int) -> Iterator[Finding]:
     subject = "broker.delivery_limit"
     seen = f"{broker.queue} is a quorum queue that drops a job after {limit} redeliveries"
     if limit < LEAST_DELIVERY_LIMIT:
-        yield fault(subject, f"{seen}: jobs are lost", "a policy with delivery-limit 100 or more")
+        seen = f"{seen}, lost connections count, too: jobs are lost"
+        yield fault(subject, seen, f"a delivery-limit of {LEAST_DELIVERY_LIMIT} or more, in queue and policy")
     else:
-        yield warning(
-            subject, f"{seen}: a crash loop of any consumer can use it up", "a policy with a higher delivery-limit"
-        )
+        yield ok(subject, f"{seen}: the listener publishes what it holds again before that")
 
 
 def _delivery_limit(limits: dict[str, object], version: str) -> int | None:

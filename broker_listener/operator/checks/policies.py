@@ -17,6 +17,7 @@ LIMITS: Final = ("max-length", "max-length-bytes")
 EMPTYING: Final = ("message-ttl", "expires", *LIMITS)
 """Keys by which messages leave a queue that nobody consumes (rabbitmq.com/docs/parameters)."""
 OVERFLOW: Final = "overflow"
+DELIVERY_LIMIT: Final = "delivery-limit"
 _APPLIES: Final = frozenset(("all", "queues", "classic_queues"))
 
 
@@ -102,8 +103,13 @@ def _is_small(one: Effective) -> bool:
 
 
 def _holds(key: str, one: object, other: object) -> object:
-    """Return which of two values holds: of two limits the smaller, as RabbitMQ has it, else the latter."""
-    return min(one, other) if key in EMPTYING and isinstance(one, int) and isinstance(other, int) else other
+    """Return which of two values holds: of two limits the smaller, as RabbitMQ has it, else the latter.
+
+    A negative one is no limit.
+    """
+    if key in (*EMPTYING, DELIVERY_LIMIT) and isinstance(one, int) and isinstance(other, int):
+        return min(one, other) if min(one, other) >= 0 else max(one, other)
+    return other
 
 
 def _matches(pattern: object, queue: str) -> bool:
