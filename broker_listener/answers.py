@@ -64,8 +64,7 @@ NOT_HERE_PAUSES: Final = MappingProxyType(
 SERVED_PAUSE: Final = 60.0
 """The same while an executor is ready there: so often it is told that the user's jobs go on."""
 STALE_PAUSE: Final = 0.2
-STALE_FOR: Final = 10.0
-"""Seconds for which a word of an executor that has ended counts as written before; later its pid is another's."""
+"""Seconds until it is asked again where an answer was overtaken by a later word."""
 UNKNOWN_PAUSE: Final = 1.0
 CROWDED_PAUSE: Final = 0.2
 """Seconds, doubled each time, until a user is asked for again whom other look-ups of ours may have left no room."""
@@ -91,6 +90,7 @@ class Answers:
         self._queue = AskQueue()
         self.next_at = self._queue.next_at
         self.grace = Grace()
+        self._listed_since = 0
 
     @property
     def waiting(self) -> int:
@@ -127,7 +127,7 @@ class Answers:
             fresh = user.executor is None or user.executor.cgroup is None
             self._actions.append(Ask(user.name, fresh, user.starts.probing))
 
-    def answered(self, user: User, answer: Answer, now: float) -> Event | None:
+    def answered(self, user: User, answer: Answer, heard: int, now: float) -> Event | None:
         """Take an answer; None where it tells nothing new."""
         user.asking = user.starts.probing = False
         user.starts.blame = None
@@ -145,7 +145,7 @@ class Answers:
                 pause = SERVED_PAUSE if user.elsewhere else NOT_HERE_PAUSES[answer.reason]
                 return self._pause(user, Event.NOT_NOW, pause, now)
             case Running() | Started():
-                return self._has_executor(user, answer, now)
+                return self._has_executor(user, answer, heard, now)
             case Refused():
                 return self._refused(user, answer.reason, now)
             case Failed():
@@ -153,22 +153,29 @@ class Answers:
             case _:
                 assert_never(answer)
 
-    def exited(self, user: User, pid: int, now: float) -> Event | None:
+    def exited(self, user: User, pid: int, heard: int, now: float) -> Event | None:
         """Take the end of an executor; None where it is not the one that counts."""
-        user.gone_pid, user.gone_at = pid, now
+        user.gone_pid, user.gone_heard = pid, heard
         if user.executor is None or user.executor.pid != pid:
             return None
         if user.was_ready:
             return Event.GONE
         return self._died(user, now)
 
+    def listed_since(self, asked: int) -> None:
+        """Take that a list is there which was asked for under that number: it overtakes all that was heard before."""
+        self._listed_since = asked
+
     def listed(self, user: User, executor: Executor | None) -> Event | None:
-        """Take what the helper's list says of the user; None where we knew that."""
+        """Take what the helper's list says of the user; None where we knew that, or know better."""
+        known = user.executor
         if executor is None:
-            return Event.GONE if user.executor is not None else None
+            return Event.GONE if known is not None else None
         self._started.add(user.name)
-        known = user.executor is not None and user.executor.pid == executor.pid
-        if known or _has_ended(user, executor.pid, executor.known_at):
+        if _has_ended(user, executor.pid, executor.heard) or (known is not None and known.heard > executor.heard):
+            return None
+        if known is not None and known.pid == executor.pid:
+            user.executor = known._replace(heard=executor.heard)
             return None
         self.known(user)
         user.executor, user.was_ready, user.reason = executor, True, None
@@ -179,20 +186,23 @@ class Answers:
         self.grace.leave(user, user.grace_jobs)
         user.unknown_since, user.unknown_asks = inf, 0
 
-    def _has_executor(self, user: User, answer: Running | Started, now: float) -> Event | None:
+    def _has_executor(self, user: User, answer: Running | Started, heard: int, now: float) -> Event | None:
         user.away, user.reason = False, None
         self.known(user)
         user.starts.strikes, user.starts.struck_since = 0, inf
         if isinstance(answer, Started):
             self._host.started(now)
         self._started.add(user.name)
-        if _has_ended(user, answer.pid, now):
-            if isinstance(answer, Started):  # the notice of its end, which came first, could not be counted
-                return self._died(user, now)
-            return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
-        if user.executor is not None and user.executor.pid == answer.pid:
+        known = user.executor
+        if known is not None and known.pid == answer.pid:
+            user.executor = known._replace(heard=max(heard, known.heard))
             return None
-        user.executor = Executor(answer.uid, answer.pid, answer.cgroup, now)
+        has_ended = _has_ended(user, answer.pid, heard)
+        if has_ended and isinstance(answer, Started):  # the notice of its end, which came first, could not be counted
+            return self._died(user, now)
+        if has_ended or heard <= self._listed_since:
+            return self._pause(user, Event.NOT_NOW, STALE_PAUSE, now)
+        user.executor = Executor(answer.uid, answer.pid, answer.cgroup, now, heard)
         user.was_ready = isinstance(answer, Running)
         return Event.RUNNING if user.was_ready else Event.STARTED
 
@@ -274,6 +284,6 @@ def _no_room_for(answer: Answer) -> float:
     return 0.0
 
 
-def _has_ended(user: User, pid: int, now: float) -> bool:
-    """Say whether this is the executor whose end we know of: a word of it was written before."""
-    return pid == user.gone_pid and now - user.gone_at < STALE_FOR
+def _has_ended(user: User, pid: int, heard: int) -> bool:
+    """Return True if the end of this executor was heard later: after an end that pid is another executor's."""
+    return pid == user.gone_pid and heard < user.gone_heard

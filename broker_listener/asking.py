@@ -19,9 +19,11 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Asks:
-    """Asks; ``answered(user, answer)`` is called in the loop."""
+    """Asks; ``answered(user, answer, heard)`` is called in the loop."""
 
-    def __init__(self, helper: HelperClient, readiness: Readiness, answered: Callable[[str, Answer], None]) -> None:
+    def __init__(
+        self, helper: HelperClient, readiness: Readiness, answered: Callable[[str, Answer, int], None]
+    ) -> None:
         self._helper = helper
         self._readiness = readiness
         self._answered = answered
@@ -47,10 +49,11 @@ class Asks:
 
     async def _asked(self, action: Ask) -> None:
         answer: Answer = None
+        heard = 0
         try:
             if action.fresh:
                 self._before[action.user] = await self._readiness.sockets_now()
-            answer = await self._helper.ensure(action.user)
+            answer, heard = await self._helper.ensure(action.user)
         except HelperAway as away:
             self._away.warning("event=helper_away user=%s reason=%r", action.user, str(away))
         except OSError as error:
@@ -58,6 +61,6 @@ class Asks:
         except Exception as error:  # noqa: BLE001 - unanswered, the user were asked for no more
             self._bugs.warning("event=ask_failed user=%s", action.user, cause=error)
         try:
-            self._answered(action.user, answer)
+            self._answered(action.user, answer, heard)
         finally:
             self._before.pop(action.user, None)

@@ -34,8 +34,6 @@ from broker_listener.turns import Turns
 from broker_listener.user import Executor, Held, User
 from protocol.messages import ExecutorEntry, FailedReason
 
-LIST_AGE: Final = 2.0
-"""An executor that is younger may have been started while the helper's list was on its way."""
 NO_ROOM: Final = FailedReason.AT_CAPACITY.value
 WANTED_FOR: Final = 30.0
 """Seconds for which a start that another host wants is tried again where it fails."""
@@ -201,33 +199,37 @@ class Machine:
         """Take whether publishing is possible."""
         self.settlement.publishable(on=on)
 
-    def answered(self, name: str, answer: Answer, now: float) -> None:
-        """Take the helper's answer to an ``Ask``, or None where it gave none."""
+    def answered(self, name: str, answer: Answer, heard: int, now: float) -> None:
+        """Take the helper's answer to an ``Ask``, or None where it gave none; ``heard`` is the answer's number."""
         user, starts = self._users[name], self.host.starts
         was_probe = user.starts.probing
-        event = self._answers.answered(user, answer, now)
+        event = self._answers.answered(user, answer, heard, now)
         if was_probe and answer is not None:
             self._probes.answered(now, barren=self.host.starts == starts)
         self._may_happen(user, event, now)
         self._follow_host(now)
 
-    def listed(self, entries: Mapping[str, ExecutorEntry], now: float) -> None:
-        """Take the helper's whole list, with which it begins after each connect: it is there again."""
+    def listed(self, entries: Mapping[str, ExecutorEntry], asked: int, now: float) -> None:
+        """Take the helper's whole list, with which it begins after each connect: it is there again.
+
+        It says that an executor is gone where that was heard of before the list was asked for.
+        """
+        self._answers.listed_since(asked)
         for name, entry in entries.items():
             user = self._user(name, now)
-            executor = Executor(entry.uid, entry.pid, entry.cgroup, now)
+            executor = Executor(entry.uid, entry.pid, entry.cgroup, now, asked)
             self._may_happen(user, self._answers.listed(user, executor), now)
         for user in list(self._users.values()):
-            if user.name not in entries and user.executor is not None and user.executor.known_at <= now - LIST_AGE:
+            if user.name not in entries and user.executor is not None and user.executor.heard <= asked:
                 self._may_happen(user, self._answers.listed(user, None), now)
             elif user.state is State.BACKING_OFF and (user.away or fails_for_long(user, now)):
                 user.hung = False
                 self._steps.happens(user, Event.PAUSE_OVER, now)
 
-    def exited(self, name: str, pid: int, now: float) -> None:
+    def exited(self, name: str, pid: int, heard: int, now: float) -> None:
         """Take the helper's notice that an executor has ended."""
         if (user := self._users.get(name)) is not None:
-            self._may_happen(user, self._answers.exited(user, pid, now), now)
+            self._may_happen(user, self._answers.exited(user, pid, heard, now), now)
         self._follow_host(now)
         full = [user for user in self._users.values() if user.state is State.BACKING_OFF and user.reason == NO_ROOM]
         self._answers.executor_ended(now)

@@ -1,8 +1,10 @@
 """The helper's client: asks for executors over its ZeroMQ socket, and the only file here that imports zmq.
 
 The helper is root's and is trusted to decide; its answers are decoded strictly all the same, and what is late, doubled,
-unknown or no answer at all is counted, logged with a bound and ignored. A request is sent once and never repeated: who
-asked is told ``HelperAway`` at the end of its time, or at once when the connection is gone, and asks again itself.
+unknown or no answer at all is counted, logged with a bound and ignored. What the helper says is ordered by what caused
+what, never by time: one number counts all that is asked and heard, and goes with each. A request is sent once and never
+repeated: who asked is told ``HelperAway`` at the end of its time, or at once when the connection is gone, and asks
+again itself.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import secrets
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import zmq
 import zmq.asyncio
@@ -31,6 +33,13 @@ LIST_AGAIN: Final = 1.0
 EnsureReply = m.Running | m.Started | m.Refused | m.Failed
 
 
+class Heard(NamedTuple):
+    """A reply; ``heard`` is its number among all that was asked and heard."""
+
+    reply: EnsureReply
+    heard: int
+
+
 class HelperAway(Exception):
     """The helper is not connected, or gave no answer in time. Whether it did what was asked is not known."""
 
@@ -38,10 +47,13 @@ class HelperAway(Exception):
 class HelperEvents(Protocol):
     """What the helper tells; a call that raises is logged and otherwise without effect."""
 
-    def on_listed(self, executors: Mapping[str, m.ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
-        """Take all executors by user: after each connect, before ``on_helper(True)``."""
+    def on_listed(self, executors: Mapping[str, m.ExecutorEntry], draining: bool, free: int, asked: int) -> None:  # noqa: FBT001
+        """Take all executors by user: after each connect, before ``on_helper(True)``.
 
-    def on_exited(self, exited: m.Exited) -> None:
+        ``asked`` is the number under which the list was asked for: of what was heard later it says nothing.
+        """
+
+    def on_exited(self, exited: m.Exited, heard: int) -> None:
         """Take that an executor ended. A notice can be lost."""
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
@@ -56,7 +68,9 @@ class HelperClient:
         self._events = events
         self._context = zmq.asyncio.Context(io_threads=1)
         self._socket = _socket(self._context)
-        self._waiting: dict[str, asyncio.Future[m.Reply]] = {}
+        self._waiting: dict[str, asyncio.Future[tuple[m.Reply, int]]] = {}
+        self._passed = 0
+        """How many requests, replies and notices there were."""
         self._tasks: list[asyncio.Task[None]] = []
         self._listing: asyncio.Task[None] | None = None
         self._ids = map("{}-{}".format, itertools.repeat(secrets.token_hex(4)), itertools.count(1))
@@ -73,7 +87,7 @@ class HelperClient:
         self._tasks = [loop.create_task(self._watch(monitor)), loop.create_task(self._receive())]
         self._socket.connect(f"ipc://{self._config.socket}")
 
-    async def ensure(self, user: str) -> EnsureReply:
+    async def ensure(self, user: str) -> Heard:
         """See to it that the user has an executor.
 
         Raises:
@@ -81,10 +95,10 @@ class HelperClient:
         """
         if not self.connected:
             raise HelperAway("the helper is not connected")
-        reply = await self._ask(m.EnsureExecutor(self._next_id(), user))
+        reply, heard = await self._ask(m.EnsureExecutor(self._next_id(), user))
         if not isinstance(reply, EnsureReply):
             raise HelperAway(f"the helper answered ensure with {type(reply).__name__}")
-        return reply
+        return Heard(reply, heard)
 
     async def room(self) -> tuple[bool, int]:
         """Give whether the helper is draining, and how many more executors it takes.
@@ -94,7 +108,7 @@ class HelperClient:
         """
         if not self.connected:
             raise HelperAway("the helper is not connected")
-        page = await self._ask(m.ListExecutors(self._next_id(), _BEHIND_ALL))
+        page, _ = await self._ask(m.ListExecutors(self._next_id(), _BEHIND_ALL))
         if not isinstance(page, m.Executors):
             raise HelperAway(f"the helper answered list with {type(page).__name__}")
         return page.draining, page.free
@@ -116,11 +130,12 @@ class HelperClient:
     def _next_id(self) -> m.RequestId:
         return m.RequestId(next(self._ids))
 
-    async def _ask(self, request: m.EnsureExecutor | m.ListExecutors) -> m.Reply:
+    async def _ask(self, request: m.EnsureExecutor | m.ListExecutors) -> tuple[m.Reply, int]:
         if len(self._waiting) >= MAX_WAITING:
             raise HelperAway(f"{MAX_WAITING} requests wait for the helper already")
         answer = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = answer
+        self._passed += 1
         try:
             # With IMMEDIATE set there is no queue to send to while nobody is connected: then this raises Again.
             await self._socket.send(encode_request(request), zmq.NOBLOCK)
@@ -141,12 +156,13 @@ class HelperClient:
                 self._take(reply)
 
     def _take(self, reply: m.Reply | m.Exited) -> None:
+        self._passed += 1
         if isinstance(reply, m.Exited):
-            self._tell("on_exited", reply)
+            self._tell("on_exited", reply, self._passed)
         elif (answer := self._waiting.get(reply.id)) is None or answer.done():
             self._ignore("no request waits for it")
         else:
-            answer.set_result(reply)
+            answer.set_result((reply, self._passed))
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         """Follow libzmq's monitor: its first frame is event and value (zmq_socket_monitor(3))."""
@@ -164,6 +180,7 @@ class HelperClient:
     async def _list(self) -> None:
         while not self.connected:
             try:
+                asked = self._passed
                 executors, draining, free = await self._pages()
             except HelperAway as away:
                 self._limited.warning("event=list_failed reason=%r", str(away))
@@ -171,14 +188,14 @@ class HelperClient:
                 continue
             self.connected = True
             LOG.info("event=helper_up executors=%d draining=%s free=%d", len(executors), draining, free)
-            self._tell("on_listed", executors, draining, free)
+            self._tell("on_listed", executors, draining, free, asked)
             self._tell("on_helper", True)
 
     async def _pages(self) -> tuple[Mapping[str, m.ExecutorEntry], bool, int]:
         executors: dict[str, m.ExecutorEntry] = {}
         after = ""
         while True:
-            page = await self._ask(m.ListExecutors(self._next_id(), after))
+            page, _ = await self._ask(m.ListExecutors(self._next_id(), after))
             if not isinstance(page, m.Executors):
                 raise HelperAway(f"the helper answered list with {page!r}")
             executors |= {entry.user: entry for entry in page.executors}

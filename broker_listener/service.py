@@ -164,18 +164,18 @@ class Service:
         self._machine.publishable(on=can_publish)
         self._soon()
 
-    def on_listed(self, executors: Mapping[str, ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
+    def on_listed(self, executors: Mapping[str, ExecutorEntry], draining: bool, free: int, asked: int) -> None:  # noqa: FBT001
         """Take what runs, after each connect to the helper."""
         self._helper_is = self._helper_is._replace(draining=draining, free=free)
-        self._machine.listed(executors, time.monotonic())
+        self._machine.listed(executors, asked, time.monotonic())
         self._perform()
         if self._cluster is not None:
             self._cluster.helper_listed(draining=draining, free=free)
 
-    def on_exited(self, exited: Exited) -> None:
+    def on_exited(self, exited: Exited, heard: int) -> None:
         """Take the end of an executor."""
         LOG.info("event=executor_exited user=%s pid=%d status=%s", exited.user, exited.pid, exited.status)
-        self._machine.exited(exited.user, exited.pid, time.monotonic())
+        self._machine.exited(exited.user, exited.pid, heard, time.monotonic())
         self._soon()
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
@@ -279,18 +279,18 @@ class Service:
         if not_here is None:
             self._asks.ask(action)
         else:
-            asyncio.get_running_loop().call_soon(self._answered, action.user, not_here)
+            asyncio.get_running_loop().call_soon(self._answered, action.user, not_here, 0)
 
     def _tell_others(self, action: a.Tell) -> None:
         if self._cluster is not None:
             self._cluster.own_user(action.user, action.state)
 
-    def _answered(self, user: str, answer: Answer) -> None:
+    def _answered(self, user: str, answer: Answer, heard: int) -> None:
         if isinstance(answer, Started):
             self._helper_is = self._helper_is._replace(draining=False)
         elif isinstance(answer, Failed) and answer.reason is FailedReason.DRAINING:
             self._helper_is = self._helper_is._replace(draining=True)
-        self._machine.answered(user, answer, time.monotonic())
+        self._machine.answered(user, answer, heard, time.monotonic())
         self._perform()
         if self._cluster is not None and not isinstance(answer, NotHere):
             full = isinstance(answer, Failed) and answer.reason is FailedReason.AT_CAPACITY

@@ -30,12 +30,16 @@ class Held(NamedTuple):
 
 
 class Executor(NamedTuple):
-    """The executor that the helper told of; ``known_at`` is when, by our clock."""
+    """The executor that the helper told of; ``known_at`` is when, by our clock.
+
+    ``heard`` is the number of the last word of the helper that named it (``helper.Heard``).
+    """
 
     uid: int
     pid: int
     cgroup: int | None
     known_at: float
+    heard: int
 
 
 @dataclass(slots=True)
@@ -68,7 +72,7 @@ class User:
         "elsewhere",
         "executor",
         "failures",
-        "gone_at",
+        "gone_heard",
         "gone_pid",
         "grace_jobs",
         "handed_over",
@@ -123,7 +127,7 @@ class User:
         """What other hosts were told of the user's executor here."""
         self.gone_pid = 0
         """The executor that ended last; an answer that was written before must not bring it back."""
-        self.gone_at = -inf
+        self.gone_heard = 0  # the number of the notice of its end
         self.asking = False
         """Whether a request is under way, or waits for its turn."""
         self.turned_back = 0  # requests in a row for which the helper had no room

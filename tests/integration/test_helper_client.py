@@ -77,10 +77,10 @@ class Events:
     def __init__(self) -> None:
         self.told: list[object] = []
 
-    def on_listed(self, executors: Mapping[str, m.ExecutorEntry], draining: bool, free: int) -> None:  # noqa: FBT001
+    def on_listed(self, executors: Mapping[str, m.ExecutorEntry], draining: bool, free: int, _asked: int) -> None:  # noqa: FBT001
         self.told.append((dict(executors), draining, free))
 
-    def on_exited(self, exited: m.Exited) -> None:
+    def on_exited(self, exited: m.Exited, _heard: int) -> None:
         self.told.append(exited)
 
     def on_helper(self, connected: bool) -> None:  # noqa: FBT001
@@ -122,7 +122,7 @@ def test_the_first_message_is_list_and_then_the_helper_is_there(tmp_path: Path) 
             await client.ensure("bob")
         await true(lambda: client.connected)
         assert events.told == [({}, False, 5), True]
-        assert await client.ensure("bob") == m.Started(router.asked[-1].id, "bob", 1001, 77, 1.5, 9)
+        assert (await client.ensure("bob")).reply == m.Started(router.asked[-1].id, "bob", 1001, 77, 1.5, 9)
         assert [type(request) for request in router.asked] == [m.ListExecutors, m.EnsureExecutor]
 
     run(tmp_path, check)
@@ -171,7 +171,7 @@ def test_a_notice_may_stand_between_replies(tmp_path: Path) -> None:
     async def check(client: h.HelperClient, router: Router, events: Events) -> None:
         await true(lambda: client.connected)
         router.answer = lambda request: [encode_reply(exited), started(request.id)]
-        assert isinstance(await client.ensure("bob"), m.Started)
+        assert isinstance((await client.ensure("bob")).reply, m.Started)
         assert events.told[-1] == exited
 
     run(tmp_path, check)
@@ -188,7 +188,7 @@ def test_answers_in_any_order_reach_who_asked(tmp_path: Path) -> None:
 
         router.answer = last_first
         replies = await asyncio.gather(*(client.ensure(f"u{number}") for number in range(50)))
-        assert [reply.id for reply in replies] == waiting
+        assert [heard.reply.id for heard in replies] == waiting
         assert client.ignored == 0
 
     run(tmp_path, check)
@@ -208,7 +208,7 @@ def test_every_answer_to_ensure_is_given_as_it_is(tmp_path: Path, reply: m.Refus
         router.answer = lambda request: [
             encode_reply(reply).replace(b'"id":"x"', b'"id":%s' % json.dumps(request.id).encode())
         ]
-        answer = await client.ensure("bob")
+        answer = (await client.ensure("bob")).reply
         assert type(answer) is type(reply)
 
     run(tmp_path, check)
@@ -220,13 +220,13 @@ def test_late_doubled_unknown_and_undecodable_answers_are_counted_and_ignored(
     async def check(client: h.HelperClient, router: Router, _events: Events) -> None:
         await true(lambda: client.connected)
         router.answer = lambda request: [started(request.id), started(request.id), b"\xff\0{", b"", b"[" * 4000]
-        assert isinstance(await client.ensure("bob"), m.Started)
+        assert isinstance((await client.ensure("bob")).reply, m.Started)
         await true(lambda: client.ignored == 4)
         for _ in range(100):
             await router.tell(started(m.RequestId("nobody")))
         await router.tell(b"two", b"frames")
         await true(lambda: client.ignored == 105)
-        assert isinstance(await client.ensure("bob"), m.Started)
+        assert isinstance((await client.ensure("bob")).reply, m.Started)
 
     run(tmp_path, check)
     assert caplog.text.count("event=frame_ignored") == 10

@@ -34,7 +34,7 @@ def test_a_request_that_cannot_even_be_made_is_answered_too(
         readiness = Readiness([5672], [], print)
         if broken:
             readiness.close()
-        asks = Asks(helper, readiness, lambda user, answer: answers.append((user, answer)))
+        asks = Asks(helper, readiness, lambda user, answer, _: answers.append((user, answer)))
         asks.ask(Ask("bob", fresh=True))
         async with asyncio.timeout(30):
             while not answers:  # noqa: ASYNC110 - it has no event of its own

@@ -30,7 +30,7 @@ def exported() -> dict[str, set[str]]:
 
     async def collect() -> dict[str, set[str]]:
         service = Service(ListenerConfig())
-        service.on_listed({}, draining=False, free=7)
+        service.on_listed({}, draining=False, free=7, asked=0)
         found: dict[str, set[str]] = {}
         for family in _Listener(service._look).collect():
             labels = set(family._labelnames)  # type: ignore[attr-defined]  # of the families that are made here

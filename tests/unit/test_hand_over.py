@@ -60,6 +60,8 @@ class Listener:
         )
         self.now = 100.0
         self.tags = count(1)
+        self.numbers = count(1)
+        """Of what passes between listener and helper."""
         self.outcome: Outcome | None = Outcome.CONFIRMED
         self.actions: list[Action] = []
         self.under_way: list[HandOver | Park | PutBack] = []
@@ -99,7 +101,7 @@ class Listener:
         self.collect()
 
     def helper(self, user: str, answer: object) -> None:
-        self.machine.answered(user, answer, self.now)
+        self.machine.answered(user, answer, next(self.numbers), self.now)
         self.collect()
 
     def started(self, user: str, pid: int = 7, cgroup: int | None = 5) -> None:
@@ -113,7 +115,13 @@ class Listener:
         self.collect()
 
     def exited(self, user: str, pid: int = 7) -> None:
-        self.machine.exited(user, pid, self.now)
+        self.machine.exited(user, pid, next(self.numbers), self.now)
+        self.collect()
+
+    def listed(self, *entries: ExecutorEntry, asked: int | None = None) -> None:
+        """Hear the helper's list, asked for just now unless it was earlier."""
+        number = next(self.numbers) if asked is None else asked
+        self.machine.listed({entry.user: entry for entry in entries}, number, self.now)
         self.collect()
 
     def wait(self, seconds: float) -> None:
@@ -994,7 +1002,7 @@ def test_a_forgotten_user_s_jobs_are_not_counted_as_unknown_for_ever() -> None:
     assert listener.bodies(GiveBack) == ["a"]
     listener.helper("eve", None)
     listener.wait(700)
-    listener.machine.listed({"eve": ExecutorEntry("eve", "eve", 1000, 7, 1.0, 5)}, listener.now)
+    listener.listed(ExecutorEntry("eve", "eve", 1000, 7, 1.0, 5))
     assert listener.machine._answers.grace.jobs == 0
 
 
@@ -1018,23 +1026,26 @@ def test_the_end_of_an_older_executor_changes_nothing() -> None:
     assert listener.state("bob") is State.READY
 
 
-def test_an_answer_that_was_written_before_the_exit_does_not_bring_the_executor_back() -> None:
+def test_an_answer_that_was_heard_before_the_exit_does_not_bring_it_back() -> None:
+    """Both came in one turn of the loop, and the exit was taken first."""
     listener = Listener()
     listener.ready("bob")
     listener.wait(2)
     listener.jobs("bob", "a", "a")
+    heard = next(listener.numbers)
     listener.exited("bob")
-    listener.running("bob", pid=7)
+    listener.machine.answered("bob", Running(ID, "bob", 1000, 7, 1.0, 5), heard, listener.now)
+    listener.collect()
     assert listener.state("bob") is State.BACKING_OFF
     listener.wait(0.3)
     assert len(listener.of(Ask)) == 2
 
 
-def test_the_pid_of_an_executor_that_ended_long_ago_can_be_another_s() -> None:
+def test_the_pid_of_an_executor_that_ended_can_be_the_next_one_s() -> None:
+    """What is heard after the end is of another one, however soon."""
     listener = Listener()
     listener.ready("bob")
     listener.exited("bob", pid=7)
-    listener.wait(11)
     listener.job("bob", "one")
     listener.started("bob", pid=7)
     assert listener.state("bob") is State.STARTING
@@ -1058,10 +1069,8 @@ def test_when_the_helper_is_back_its_list_is_the_truth_and_who_waits_is_asked_fo
     listener.job("alice", "held")
     listener.helper("alice", None)
     listener.wait(3)
-    entries = {"bob": ExecutorEntry("bob", "bob", 1000, 7, 1.0, 5), "zoe": ExecutorEntry("zoe", "zoe", 1001, 9, 1.0, 6)}
     listener.actions.clear()
-    listener.machine.listed(entries, listener.now)
-    listener.collect()
+    listener.listed(ExecutorEntry("bob", "bob", 1000, 7, 1.0, 5), ExecutorEntry("zoe", "zoe", 1001, 9, 1.0, 6))
     assert listener.actions == [Ask("alice", fresh=True)]
     states = {name: listener.state(name) for name in ("bob", "eve", "zoe")}
     assert states == {"bob": State.READY, "eve": State.ABSENT, "zoe": State.PROBING}
@@ -1071,19 +1080,61 @@ def test_who_waits_for_something_else_is_not_asked_for_again_when_the_helper_is_
     listener = Listener()
     listener.job("bob", "one")
     listener.helper("bob", Failed(ID, FailedReason.DRAINING, 30.0))
-    listener.machine.listed({}, listener.now)
-    listener.collect()
+    listener.listed()
     assert len(listener.of(Ask)) == 1
 
 
-def test_an_executor_younger_than_the_list_is_not_taken_for_gone() -> None:
+def test_a_list_that_lacks_an_executor_of_whatever_age_ends_it() -> None:
+    """It was asked for after the executor was heard of."""
     listener = Listener()
     listener.job("bob", "one")
     listener.started("bob")
-    listener.machine.listed({}, listener.now)
-    listener.collect()
+    listener.listed()
     assert listener.state("bob") is State.STARTING
-    assert not listener.of(Unwatch)
+    assert [ask.user for ask in listener.of(Ask)] == ["bob", "bob"]
+
+
+def test_a_list_says_nothing_of_what_was_heard_after_it_was_asked_for() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    asked = next(listener.numbers)
+    listener.started("bob")
+    listener.listed(asked=asked)
+    listener.listed(ExecutorEntry("bob", "bob", 1000, 6, 1.0, 5), asked=asked)
+    assert listener.machine.users["bob"].executor.pid == 7
+    assert len(listener.of(Ask)) == 1
+
+
+def test_a_list_does_not_bring_back_what_ended_after_it_was_asked_for() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    asked = next(listener.numbers)
+    listener.exited("bob")
+    listener.listed(ExecutorEntry("bob", "bob", 1000, 7, 1.0, 5), asked=asked)
+    assert listener.state("bob") is State.ABSENT
+
+
+def test_an_answer_from_before_the_list_does_not_bring_an_executor_back() -> None:
+    listener = Listener()
+    listener.job("bob", "one")
+    heard = next(listener.numbers)
+    listener.listed()
+    listener.machine.answered("bob", Started(ID, "bob", 1000, 7, 1.0, 5), heard, listener.now)
+    listener.collect()
+    assert listener.state("bob") is State.BACKING_OFF
+    listener.wait(0.3)
+    assert len(listener.of(Ask)) == 2
+
+
+def test_an_executor_named_again_since_is_not_ended_by_an_older_list() -> None:
+    listener = Listener()
+    listener.ready("bob")
+    asked = next(listener.numbers)
+    listener.wait(2)
+    listener.jobs("bob", "a", "a")
+    listener.running("bob")
+    listener.listed(asked=asked)
+    assert listener.state("bob") is State.READY
 
 
 def test_at_most_one_request_a_user_is_under_way_and_64_are_sent_at_a_time() -> None:
@@ -1152,8 +1203,7 @@ def test_after_a_list_of_the_helper_those_whose_answers_it_owed_are_asked_for_as
     for user in users:
         listener.helper(user, None)
     listener.actions.clear()
-    listener.machine.listed({}, listener.now)
-    listener.collect()
+    listener.listed()
     assert [ask.user for ask in listener.of(Ask)] == users
 
 

@@ -169,7 +169,7 @@ def test_new_helper_is_asked_at_once_for_those_who_wait_ten_minutes() -> None:
             fails(listener, "bob", PREPARE)
         listener.wait(1.0)
     assert not asked(listener)
-    listener.machine.listed({}, listener.now)
+    listener.listed()
     listener.collect()
     assert asked(listener) == ["bob"]
 
@@ -190,7 +190,7 @@ def test_user_in_line_whose_executor_is_found_is_served() -> None:
     listener = at_fault()
     for name in ("a", "b"):
         listener.job(name, name)
-    listener.machine.answered("a", None, listener.now)
+    listener.machine.answered("a", None, 0, listener.now)
     assert listener.state("b") is State.BACKING_OFF
     listener.running("a")
     listener.wait(PAUSE)

@@ -89,6 +89,7 @@ class Listener(RuleBasedStateMachine):
         self.redeliveries: Counter[bytes] = Counter()
         self.consuming = True
         self.pid = 10
+        self.passed = 0
 
     # What happens
 
@@ -162,20 +163,20 @@ class Listener(RuleBasedStateMachine):
         self.asked[user] -= 1
         answer = data.draw(st.sampled_from(answers))
         with self.nobody_else_than(user):
-            self.machine.answered(user, answer, self.now)
+            self.machine.answered(user, answer, self.number(), self.now)
         self.act()
 
     @rule(user=st.sampled_from(USERS), back=st.integers(0, 2))
     def an_executor_ends(self, user: str, back: int) -> None:
         self.ends[user] += 1
         with self.nobody_else_than(user):
-            self.machine.exited(user, self.pid - back, self.now)
+            self.machine.exited(user, self.pid - back, self.number(), self.now)
         self.act()
 
     @rule(users=st.sets(st.sampled_from(USERS)))
     def the_helper_lists(self, users: set[str]) -> None:
         entries = {user: ExecutorEntry(user, user, 1000, self.pid, 1.0, 5) for user in users}
-        self.machine.listed(entries, self.now)
+        self.machine.listed(entries, self.number(), self.now)
         self.act()
 
     @rule(user=st.sampled_from(USERS))
@@ -212,6 +213,10 @@ class Listener(RuleBasedStateMachine):
         else:
             raise AssertionError("the machine wants to be woken for ever")
         self.now = end
+
+    def number(self) -> int:
+        self.passed += 1
+        return self.passed
 
     # What must hold
 
@@ -391,7 +396,7 @@ class Listener(RuleBasedStateMachine):
             for user in [user for user, count in self.asked.items() if count]:
                 self.asked[user] -= 1
                 self.pid += 1
-                self.machine.answered(user, Running(ID, user, 1000, self.pid, 1.0, 5), self.now)
+                self.machine.answered(user, Running(ID, user, 1000, self.pid, 1.0, 5), self.number(), self.now)
                 self.act()
             self.deliver()
             if not self.unsettled and not self.queue:

@@ -88,13 +88,13 @@ def busy_machine() -> Machine:
         return Delivery(1, tag, b"{}", b"\0\0", redelivered=False, exchange="", routing_key="")
 
     machine.job("alice-secret", delivery(1), b"1", now)
-    machine.answered("alice-secret", m.Running(m.RequestId("1"), "alice-secret", 1000, 77, 0.0, None), now)
+    machine.answered("alice-secret", m.Running(m.RequestId("1"), "alice-secret", 1000, 77, 0.0, None), 1, now)
     machine.take_actions(now)
     machine.published(1, Outcome.CONFIRMED, now + 0.002)
     machine.job("alice-secret", delivery(2), b"1", now + 0.003)
     machine.job("bob-secret", delivery(3), b"3", now)
     machine.job("eve-secret", delivery(4), b"4", now)
-    machine.answered("eve-secret", m.Refused(m.RequestId("2"), m.RefusedReason.DENIED_USER), now)
+    machine.answered("eve-secret", m.Refused(m.RequestId("2"), m.RefusedReason.DENIED_USER), 2, now)
     machine.take_actions(now)
     machine.published(2, Outcome.CONFIRMED, now)
     machine.no_job(delivery(5), "not_json", "", now)
@@ -150,7 +150,7 @@ def test_no_metric_names_a_user() -> None:
 
 def test_the_readme_lists_every_metric_and_no_other() -> None:
     async def use(port: int, service: Service) -> None:
-        service.on_listed({}, draining=False, free=7)
+        service.on_listed({}, draining=False, free=7, asked=0)
         _, page = await ask(port)
         exported = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
         readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def test_the_readme_lists_every_metric_and_no_other() -> None:
 
 def test_of_several_hosts_it_is_told_how_they_are_and_of_one_nothing() -> None:
     async def several(port: int, service: Service) -> None:
-        service.on_listed({}, draining=False, free=7)
+        service.on_listed({}, draining=False, free=7, asked=0)
         told = values_of((await ask(port))[1])
         expected = {"hosts{up}": 1, "hosts{draining}": 0, "hosts_free": 7, "broker_up{hosts}": 0}
         assert {name: told[f"knime_peruser_{name}"] for name in expected} == expected

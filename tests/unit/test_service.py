@@ -22,7 +22,7 @@ def test_the_status_says_at_once_that_the_helper_is_there_or_away(
 
     async def check() -> None:
         service = Service(ListenerConfig(helper=HelperConfig(socket=str(tmp_path / "helper"))))
-        service.on_listed({}, draining=False, free=7)
+        service.on_listed({}, draining=False, free=7, asked=0)
         service.on_helper(True)
         assert systemd.recv(4096).decode() == (
             "WATCHDOG=1\nSTATUS=consume: connecting to 127.0.0.1:5672; publish: connecting to 127.0.0.1:5672; "

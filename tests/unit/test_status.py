@@ -77,7 +77,7 @@ def machine_with(users: int) -> Machine:
 
 def test_the_document_is_one_line_with_the_keys_that_operators_rely_on(path: Path) -> None:
     machine = machine_with(1)
-    machine.answered("u0", m.Started(m.RequestId("1"), "u0", 1000, 77, 0.0, None), time.monotonic())
+    machine.answered("u0", m.Started(m.RequestId("1"), "u0", 1000, 77, 0.0, None), 1, time.monotonic())
 
     async def use() -> None:
         whole = await document(path)
