@@ -284,6 +284,19 @@ def test_a_quorum_queue_that_may_drop_what_is_looked_at_is_not_looked_at_for_eve
         assert (b"canHandle", b"t\0") in (p.parse(properties).headers or [])
 
 
+@pytest.mark.parametrize("kind", ["quorum"], indirect=True)
+def test_a_publisher_s_own_delivery_count_stops_no_look(place: Place) -> None:
+    """What a first delivery says of it is not the queue's."""
+    headers = [
+        (b"x-peruser-reason", b"S\0\0\0\x0cstart_failed"),
+        (b"x-delivery-count", b"l" + (100).to_bytes(8, "big")),
+    ]
+    place.session.publish("", QUEUE, b'{"user": "alice"}', p.Properties({}, headers).encode())
+    queue = ParkedQueue(place.session, place.config())
+    with queue.walked(changing=False) as walk:
+        assert [one.worn for one in walk.taken()] == [False]
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["classic"], indirect=True)
 def test_a_broker_that_is_killed_while_jobs_are_retried_loses_none_and_doubles_one_at_most(

@@ -15,7 +15,7 @@ class Seen(NamedTuple):
     traffic: Mapping[str, Any]
     queue: Mapping[str, Any] | None
     redelivered: int | None
-    """Redeliveries of the jobs queue meanwhile: what consumers gave back without publishing."""
+    """Redeliveries of the jobs queue meanwhile: what consumers gave back without publishing, or lost."""
 
 
 def mode(seen: Seen) -> tuple[str | None, str]:
@@ -29,7 +29,11 @@ def mode(seen: Seen) -> tuple[str | None, str]:
         how = ", ".join(f"{count} times {change}" for change, count in seen.traffic["put_back"].items())
         return "republish", f"executors put a job back by publishing it anew ({how}), as the predecessor did"
     if redelivered:
-        return "requeue", f"executors give a job back to the queue (basic.nack or reject): {redelivered} redeliveries"
+        how = "unless connections were lost meanwhile, which counts in the same way"
+        return (
+            "requeue",
+            f"executors give a job back to the queue (basic.nack or reject): {redelivered} redeliveries, {how}",
+        )
     if seen.redelivered is None:
         why = "no job came back by being published; whether any was given back to the queue only --management tells"
         return None, f"{why}; republish, the default, works in either case"

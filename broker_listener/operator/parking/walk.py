@@ -95,7 +95,8 @@ class Walk:
             if message is None:
                 break
             self._held += 1
-            worn = self._counted and deliveries(message.properties) >= MAX_REDELIVERIES
+            # What a first delivery says of it is its publisher's.
+            worn = self._counted and message.redelivered and deliveries(message.properties) >= MAX_REDELIVERIES
             yield Taken(facts_of(message.body, message.properties), message, self._mark_of(message), worn)
         self._has_met_all = True
 
