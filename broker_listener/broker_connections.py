@@ -17,6 +17,9 @@ from broker_listener.consuming import ConsumeEvents, Consumer
 from broker_listener.link import Link
 from broker_listener.publishing import Publisher, PublishEvents
 
+_ALARM: Final = "the broker takes nothing: a memory or disk alarm (rabbitmqctl list_alarms)"
+_WAITS: Final = "jobs are taken as soon as something can be published: see the other connection"
+
 
 class BrokerEvents(ConsumeEvents, PublishEvents, Protocol):
     """What the broker tells; a call that raises is logged and ends the message it was about."""
@@ -81,7 +84,7 @@ class Broker:
     def connections(self) -> dict[str, ConnectionState]:
         """Give how both connections are, by name."""
         publish = state_of(self._publish, self._publisher.blocked_since)
-        return {"consume": state_of(self._consume), "publish": publish}
+        return {"consume": state_of(self._consume, self._consumer.waiting_since, _WAITS), "publish": publish}
 
     @property
     def state(self) -> str:
@@ -101,15 +104,12 @@ class Broker:
         self._consumer.may_begin(on=self._publisher.can_publish)
 
 
-def state_of(link: Link, blocked_since: float | None = None) -> ConnectionState:
-    """Give how a connection is; ``blocked_since`` is since when the broker takes nothing on it."""
+def state_of(link: Link, blocked_since: float | None = None, why: str = _ALARM) -> ConnectionState:
+    """Return how a connection is; ``blocked_since`` is since when nothing passes on it, and ``why``."""
     if not link.up:
         return ConnectionState("down", None, link.since, link.why, link.losses)
     host = f"[{link.url.host}]" if ":" in link.url.host else link.url.host
     server = f"{host}:{link.url.port}"
     if blocked_since is None:
         return ConnectionState("up", server, link.since, None, link.losses)
-    return ConnectionState("blocked", server, blocked_since, _ALARM, link.losses)
-
-
-_ALARM: Final = "the broker takes nothing: a memory or disk alarm (rabbitmqctl list_alarms)"
+    return ConnectionState("blocked", server, blocked_since, why, link.losses)

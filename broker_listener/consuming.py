@@ -7,6 +7,7 @@ broker has given it to somebody already.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -104,6 +105,8 @@ class Consumer:
         self.generation = 0
         self._wanted = True
         self._may_begin = False
+        self.waiting_since: float | None = None
+        """Since when it is ready and may not begin, time.monotonic(); None where that is not so."""
         self._stopping = False
 
     async def serve(self, connection: "Connection", ready: Callable[[], None]) -> None:
@@ -122,6 +125,7 @@ class Consumer:
                 await channel.cancel(consuming)
                 consuming = ""
             else:
+                self.waiting_since = time.monotonic() if self._wanted and not consuming else None
                 ready()
                 self._change = connection.future()
                 await self._change
@@ -136,7 +140,7 @@ class Consumer:
         """Tell that what was delivered is void; the channel is gone."""
         if self._channel is None:
             return
-        self._channel, self._settlements = None, Settlements()
+        self._channel, self._settlements, self.waiting_since = None, Settlements(), None
         try:
             self._events.on_deliveries_lost()
         except Exception as error:  # noqa: BLE001 - the connection is made anew whatever its user does

@@ -37,5 +37,5 @@ class Snapshot(NamedTuple):
 
     @property
     def consuming(self) -> bool:
-        """Whether jobs are taken: not at the bound of what is held, and not without the queue."""
+        """Whether jobs are taken: not at the bound of what is held, without the queue, or until one can publish."""
         return self.settlement.consuming and self.connections["consume"].state == "up"

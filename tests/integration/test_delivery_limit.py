@@ -175,7 +175,9 @@ def test_nothing_is_taken_that_could_not_be_published(site: Site, proxy: Cutting
                 wait_for(lambda: proxy.connections == 2 and is_connected(site), 20, "two connections to cut")
                 proxy.cut()
         wait_for(lambda: publish_state(site) == "blocked", 20, "a connection that the broker blocks")
-        assert listener_status(site)["held"]["jobs"] == 0
+        status = listener_status(site)
+        assert (status["held"]["jobs"], status["consuming"]) == (0, False)
+        assert "published" in status["connections"]["consume"]["why"]
     assert_each_ran_once(site, jobs)
 
 
