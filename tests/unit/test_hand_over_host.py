@@ -349,8 +349,10 @@ def test_death_that_is_heard_of_before_the_start_counts() -> None:
     listener = Listener(LONG, max_start_attempts=3)
     listener.job("bob", "one")
     for pid in (1, 2, 3):
+        heard = next(listener.numbers)
         listener.exited("bob", pid)
-        listener.started("bob", pid)
+        listener.machine.answered("bob", Started(ID, "bob", 1000, pid, 1.0, 5), heard, listener.now)
+        listener.collect()
         listener.wait(1.1)
     assert listener.parked() == [("one", "start_failed")]
 

@@ -115,11 +115,13 @@ class Holding:
         self.tags = count(1)
         self.actions: list[object] = []
 
-    def jobs(self, user: str, *numbers: int, size: int = 10_000, properties: bytes = b"") -> None:
+    def jobs(
+        self, user: str, *numbers: int, size: int = 10_000, properties: bytes = b"", redelivered: bool = False
+    ) -> None:
         for number in numbers:
             if not self.machine.settlement.consuming:
                 return
-            delivery = Delivery(1, next(self.tags), b"%d " % number + bytes(size), properties, False, "", "")
+            delivery = Delivery(1, next(self.tags), b"%d " % number + bytes(size), properties, redelivered, "", "")
             self.machine.job(user, delivery, digest(delivery.body, None), self.now)
             self.actions += self.machine.take_actions(self.now)
 
@@ -182,7 +184,7 @@ def test_ten_users_of_a_quarter_each_end_at_the_bound() -> None:
 def test_job_that_the_broker_would_drop_does_not_go_back() -> None:
     worn_out = Properties({}, [(b"x-delivery-count", b"l" + (10).to_bytes(8, "big"))]).encode()
     holding = Holding()
-    holding.jobs("bob", *range(1, 70), properties=worn_out)
+    holding.jobs("bob", *range(1, 70), properties=worn_out, redelivered=True)
     holding.wait(5.0)
     assert holding.given_back() == []
 
@@ -199,7 +201,7 @@ def test_user_with_an_executor_gets_the_surplus_one_after_the_other() -> None:
     holding = Holding()
     holding.machine.publishable(on=True)
     holding.jobs("bob", *range(1, 1001))
-    holding.machine.answered("bob", Running(ID, "bob", 1000, 7, 1.0, 5), holding.now)
+    holding.machine.answered("bob", Running(ID, "bob", 1000, 7, 1.0, 5), 1, holding.now)
     bob = holding.machine.users["bob"]
     bob.keep([])  # as if all were handed over
     bob.state = State.READY
