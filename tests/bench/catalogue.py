@@ -42,7 +42,8 @@ ON_A_SITE: Final[tuple[OnSite, ...]] = (
     footprint.poison_message,
     floods.four_spellings,
     floods.invented_names,
-    large_bodies.large_bodies,
+    large_bodies.four_large_bodies,
+    large_bodies.fourteen_large_bodies,
 )
 ALONE: Final[tuple[Alone, ...]] = (helper.ensure, helper.memory_of_the_helper, starts.start, starts.burst)
 ON_A_MACHINE: Final[tuple[OnMachine, ...]] = (scopes.start_in_a_scope, scopes.flooded_bus)
