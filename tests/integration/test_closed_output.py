@@ -23,7 +23,6 @@ COMMANDS = [
 ]  # fmt: skip
 READER_GONE = 141
 """What a shell says of a program that SIGPIPE ended."""
-pytestmark = pytest.mark.one_end
 
 
 @pytest.fixture(scope="module")

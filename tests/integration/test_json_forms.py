@@ -21,7 +21,6 @@ OLD = {
     "rabbitmq_host_name": "127.0.0.1", "rabbitmq_client_user": "u", "rabbitmq_client_password": "p",
     "knime_home": "/opt/knime", "knime_workspace_parent_folder": "/srv/old",
 }  # fmt: skip
-pytestmark = pytest.mark.one_end
 
 
 @pytest.fixture(scope="module")

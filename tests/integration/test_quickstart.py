@@ -15,7 +15,6 @@ from tests.lab.processes import PATH
 
 HOME = Path("/var/lib/knime-peruser-quickstart")
 pytestmark = [
-    pytest.mark.one_end,
     pytest.mark.skipif(units.systemd_runs_this_host(), reason="this host is run by systemd: tests/system has its own"),
     pytest.mark.skipif(platform.unsupported() is not None, reason="this system is not supported"),
     pytest.mark.xdist_group("quickstart"),
