@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.sources import AS_ROOT, GATE, HELPER, LISTENER, PROTOCOL, ROOT, code_lines, source, tree
+from tests.lab.sources import AS_ROOT, GATE, HELPER, LISTENER, PROTOCOL, ROOT, code_lines, files, source, tree
 
 OWN = {"protocol", "root_helper", "broker_listener"}
 MAX_ROOT_LINES, MAX_FILE_LINES = 1500, 250
@@ -245,3 +245,11 @@ def test_no_error_is_swallowed(file: str) -> None:
 @pytest.mark.parametrize("file", [*PROTOCOL, *HELPER, *LISTENER])
 def test_a_file_says_what_it_is_for(file: str) -> None:
     assert ast.get_docstring(tree(file))
+
+
+def test_no_test_imports_another() -> None:
+    """What two tests share stands in tests/lab, so that each can be run, moved and read alone."""
+    for directory in ("unit", "integration", "security", "system"):
+        for file in files(f"tests/{directory}"):
+            suites = {name.split(".")[1] for name in imported(file) if name.startswith("tests.")}
+            assert suites <= {"", "lab", "bench", "fuzz", "simulated_knime"}, file

@@ -1,15 +1,13 @@
 """The per-user machine's rules, one a test; time is a number here and nothing waits."""
 
 from collections import deque
-from collections.abc import Mapping
-from itertools import count, pairwise
+from itertools import pairwise
 from math import inf
 
 import pytest
 
 from broker_listener.actions import (
     Ack,
-    Action,
     Ask,
     CancelConsumer,
     Fault,
@@ -17,18 +15,13 @@ from broker_listener.actions import (
     HandOver,
     Park,
     PutBack,
-    Report,
     ResumeConsumer,
     Unwatch,
     Watch,
 )
-from broker_listener.config import BrokerConfig, HandOverConfig
 from broker_listener.confirms import Outcome
 from broker_listener.consuming import Delivery
-from broker_listener.hand_over import Machine
-from broker_listener.pacing import digest
 from broker_listener.properties import Properties
-from broker_listener.started_before import StartedBefore
 from broker_listener.steps import Steps
 from broker_listener.transitions import TRANSITIONS, Do, Event, State
 from broker_listener.user import User
@@ -38,129 +31,10 @@ from protocol.messages import (
     FailedReason,
     Refused,
     RefusedReason,
-    RequestId,
     Running,
     Started,
 )
-
-ID = RequestId("1")
-
-
-class Listener:
-    """A machine, its clock, and a broker that confirms at once unless it is told otherwise."""
-
-    def __init__(self, broker: Mapping[str, object] | None = None, give_back=None, **hand_over: object) -> None:
-        self.started_before = StartedBefore()
-        self.machine = Machine(
-            BrokerConfig(**(broker or {})),
-            HandOverConfig(**hand_over),
-            give_back,
-            jitter=lambda: 0.5,
-            started=self.started_before,
-        )
-        self.now = 100.0
-        self.tags = count(1)
-        self.numbers = count(1)
-        """Of what passes between listener and helper."""
-        self.outcome: Outcome | None = Outcome.CONFIRMED
-        self.actions: list[Action] = []
-        self.under_way: list[HandOver | Park | PutBack] = []
-        self.machine.publishable(on=True)
-
-    def job(
-        self,
-        user: str,
-        body: str,
-        size: int = 0,
-        properties: bytes = b"\0\0",
-        *,
-        handed: bool = False,
-        redelivered: bool = False,
-    ) -> Delivery:
-        delivery = Delivery(1, next(self.tags), body.encode().ljust(size), properties, redelivered, "jobs", "new-work")
-        self.machine.job(user, delivery, digest(delivery.body, None), self.now, handed=handed)
-        self.collect()
-        return delivery
-
-    def jobs(self, user: str, *bodies: str) -> None:
-        for body in bodies:
-            self.job(user, body)
-
-    def collect(self) -> None:
-        while actions := self.machine.take_actions(self.now):
-            self.actions += actions
-            for action in actions:
-                if isinstance(action, HandOver | Park | PutBack):
-                    self.under_way.append(action)
-                    if self.outcome is not None:
-                        self.answer(self.outcome)
-
-    def answer(self, outcome: Outcome) -> None:
-        """Give the broker's answer to the oldest message that has none."""
-        self.machine.published(self.under_way.pop(0).token, outcome, self.now)
-        self.collect()
-
-    def helper(self, user: str, answer: object) -> None:
-        self.machine.answered(user, answer, next(self.numbers), self.now)
-        self.collect()
-
-    def started(self, user: str, pid: int = 7, cgroup: int | None = 5) -> None:
-        self.helper(user, Started(ID, user, 1000, pid, 1.0, cgroup))
-
-    def running(self, user: str, pid: int = 7) -> None:
-        self.helper(user, Running(ID, user, 1000, pid, 1.0, 5))
-
-    def connected(self, user: str) -> None:
-        self.machine.connected(user, self.now)
-        self.collect()
-
-    def exited(self, user: str, pid: int = 7) -> None:
-        self.machine.exited(user, pid, next(self.numbers), self.now)
-        self.collect()
-
-    def listed(self, *entries: ExecutorEntry, asked: int | None = None) -> None:
-        """Hear the helper's list, asked for just now unless it was earlier."""
-        number = next(self.numbers) if asked is None else asked
-        self.machine.listed({entry.user: entry for entry in entries}, number, self.now)
-        self.collect()
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass as the service does: ring at each deadline."""
-        end = self.now + seconds
-        for _ in range(20_000):
-            deadline = self.machine.next_deadline()
-            if deadline > end:
-                break
-            self.now = max(self.now, deadline)
-            self.machine.time_passed(self.now)
-            self.collect()
-        else:
-            pytest.fail("the machine wants to be woken for ever")
-        self.now = end
-
-    def ready(self, user: str) -> None:
-        """Bring a user's executor up."""
-        self.job(user, f"first of {user}")
-        self.running(user)
-        self.wait(0.25)
-        assert self.state(user) is State.READY
-        self.actions.clear()
-
-    def state(self, user: str) -> State:
-        return self.machine._users[user].state
-
-    def bodies(self, kind: type[Action] = HandOver) -> list[str]:
-        return [action.delivery.body.decode().strip() for action in self.actions if isinstance(action, kind)]
-
-    def of(self, kind: type[Action]) -> list[Action]:
-        return [action for action in self.actions if isinstance(action, kind)]
-
-    def parked(self) -> list[tuple[str, str]]:
-        return [(action.delivery.body.decode().strip(), action.reason) for action in self.of(Park)]
-
-    def faults(self) -> list[Fault]:
-        return [action.fault for action in self.of(Report)]
-
+from tests.lab.machine_driver import ID, Listener
 
 # The table
 

@@ -2,38 +2,14 @@
 
 import pytest
 
-from broker_listener.actions import Ask, Fault, GiveBack, Tell
+from broker_listener.actions import Ask, Fault, GiveBack
 from broker_listener.answers import NotHere, WhyNotHere
 from broker_listener.ask_queue import MAX_FRESH
-from broker_listener.config import BrokerConfig, HandOverConfig
-from broker_listener.hand_over import MAX_WANTED, Machine
+from broker_listener.config import BrokerConfig
+from broker_listener.hand_over import MAX_WANTED
 from broker_listener.host_messages import UserState
 from protocol.messages import Failed, FailedReason
-from tests.unit.test_hand_over import ID, Listener
-
-
-class OneOfSeveral(Listener):
-    """A machine that knows of other hosts; ``there`` are the users with an executor that is ready on one of them."""
-
-    def __init__(self, **hand_over: object) -> None:
-        super().__init__(**hand_over)
-        self.there: set[str] = set()
-        self.machine = Machine(
-            BrokerConfig(), HandOverConfig(**hand_over), jitter=lambda: 0.5, elsewhere=self.there.__contains__
-        )
-        self.machine.publishable(on=True)
-
-    def elsewhere(self, user: str, *, ready: bool) -> None:
-        (self.there.add if ready else self.there.discard)(user)
-        self.machine.elsewhere(user, self.now)
-        self.collect()
-
-    def wanted(self, user: str) -> None:
-        self.machine.wanted(user, self.now)
-        self.collect()
-
-    def told(self) -> list[UserState]:
-        return [action.state for action in self.actions if isinstance(action, Tell)]
+from tests.lab.machine_driver import ID, OneOfSeveral
 
 
 def test_what_is_held_goes_at_once_when_another_host_is_ready_and_it_is_asked_once_a_minute_then() -> None:

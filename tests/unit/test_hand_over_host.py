@@ -14,8 +14,7 @@ from broker_listener.probes import PAUSE, PAUSE_OF_SEVERAL
 from broker_listener.start_failures import OUTAGE_PAUSE, PATIENT_AFTER, PATIENT_PAUSE
 from broker_listener.transitions import State
 from protocol.messages import Failed, FailedReason, Refused, RefusedReason, Started
-from tests.unit.test_hand_over import ID, Listener
-from tests.unit.test_hand_over_elsewhere import OneOfSeveral
+from tests.lab.machine_driver import ID, Listener, OneOfSeveral
 
 LONG = {"max_hold": 1e6}
 PREPARE, SPAWN = FailedReason.PREPARE_FAILED, FailedReason.SPAWN_FAILED
