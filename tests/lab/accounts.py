@@ -217,9 +217,12 @@ def run(command: Sequence[str]) -> None:
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    with _CHANGES_LOCK.open("w", encoding="ascii") as lock:
+    lock = os.open(_CHANGES_LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _run(command)
+    finally:
+        os.close(lock)
 
 
 def _run(command: Sequence[str]) -> None:
@@ -230,7 +233,8 @@ def _run(command: Sequence[str]) -> None:
 
 _AND_GROUP: Final = f" with group {OPERATORS}"
 _LOCK: Final = Path("/run/knime-peruser-lab.lock")
-_CHANGES_LOCK: Final = Path("/run/knime-peruser-lab-changes.lock")
+_CHANGES_LOCK: Final = Path("/etc/.pwd.lock")
+"""The file of lckpwdf(3), which every change of an account leaves behind; flock(2) is another lock than its own."""
 
 
 def _locked(how: int) -> int:

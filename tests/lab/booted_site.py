@@ -29,7 +29,10 @@ USERS: Final = 400
 NAMED: Final = slice(100, 300)
 """Of these users tests name some themselves."""
 _PORT: Final = 5672
-_INSTALL: Final = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes", "install")
+_INSTALL: Final = (
+    *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes"),
+    *("-o", "Dpkg::Options::=--force-confold", "install"),
+)
 _RESTARTED_BY_TESTS: Final = ("sssd", "slapd", "dbus", "rabbitmq-server", "systemd-logind", "autofs")
 _SLICE_CGROUP: Final = f"/sys/fs/cgroup/knime.slice/{SLICE}"
 

@@ -49,6 +49,7 @@ class Directory:
     def __init__(self, machine: Machine, users: int) -> None:
         self._machine = machine
         self.names = [user_name(number) for number in range(1, users + 1)]
+        self.analysts = self.names[9::10]
 
     def write(self) -> None:
         """Write configuration and entries; ``LOAD`` is to be run in the machine before it is booted."""
@@ -58,7 +59,7 @@ class Directory:
         entries = [f"dn: {SUFFIX}\nobjectClass: dcObject\nobjectClass: organization\ndc: lab\no: lab\n\n"]
         entries += [_POLICY]
         entries += [user_entry(name, uid(name)) for name in self.names]
-        entries += [group_entry(*EVERYBODY, self.names), group_entry(*ANALYSTS, self.names[9::10])]
+        entries += [group_entry(*EVERYBODY, self.names), group_entry(*ANALYSTS, self.analysts)]
         self._machine.write("/var/lib/ldap-lab/entries.ldif", "".join(entries))
 
     LOAD: Final = (

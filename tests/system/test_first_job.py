@@ -22,7 +22,7 @@ def test_from_boot_to_the_first_job_of_a_user_of_the_directory_who_has_no_home(s
     report = site.job(user, report="full")
     assert report["uids"] == [uid(user)] * 4
     assert report["gids"] == [EVERYBODY[1]] * 4
-    assert report["groups"] == [EVERYBODY[1]]
+    assert report["groups"] == [EVERYBODY[1], *([ANALYSTS[1]] if user in site.directory.analysts else [])]
     assert report["cgroup"].splitlines()[-1].endswith(f"/knime.slice/knime-executors.slice/knime-executor-{user}.scope")
     assert site.executors().keys() == {f"knime-executor-{user}.scope"}
     assert (home.stat().st_uid, home.stat().st_mode & 0o7777) == (uid(user), 0o700)

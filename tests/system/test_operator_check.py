@@ -77,14 +77,16 @@ def test_a_unit_that_is_masked_and_a_predecessor_that_is_enabled_or_crashes_agai
 
 
 def test_a_workspace_whose_owner_bears_another_name_now_is_named(site: BootedSite) -> None:
+    """The uid is another name's now, and so is all that lies there: a fault."""
     user = site.fresh_users(1)[0]
+    new = f"y{user[1:]}"
     site.end(site.job(user)["pid"])
-    site.directory.rename(user, f"y{user[1:]}")
+    site.directory.rename(user, new)
     site.directory.forget_cached()
     level, seen = answers(site)["workspaces.owners"]
     site.machine.run("rm", "-r", f"/srv/knime/workspaces/{user}")
-    assert level == "warning"
-    assert f"/srv/knime/workspaces/{user} has no account: nobody is called {user}" in seen
+    assert level == "fault"
+    assert f"/srv/knime/workspaces/{user}: nobody is called {user}, and {new} has uid" in seen
 
 
 def test_a_directory_service_that_is_stopped_hangs_or_does_not_tell_whether_it_is_online_is_named(

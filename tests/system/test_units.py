@@ -114,12 +114,14 @@ def test_units_wait_for_network_users_remote_files_and_the_broker_and_say_what_t
 
 
 def test_after_a_restart_of_dbus_a_new_users_job_runs(site: BootedSite) -> None:
-    """At the first try: nothing of the old connection is kept."""
+    """At the first try: nothing of the old connection is kept. Later requests, for a job that came back, may follow."""
     first, second = site.fresh_users(2)
     site.job(first)
     site.systemctl("restart", "dbus")
     assert site.job(second)["uid"] == uid(second)
-    assert [record["decision"] for record in site.audit(second) if record["event"] == "result"] == ["started"]
+    first_result, *later = [record["decision"] for record in site.audit(second) if record["event"] == "result"]
+    assert first_result == "started"
+    assert set(later) <= {"running"}
 
 
 def test_while_dbus_is_down_nothing_runs_outside_a_scope_and_no_job_is_lost(site: BootedSite) -> None:
