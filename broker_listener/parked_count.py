@@ -1,8 +1,8 @@
 """How many messages are parked, said at each connect; and a warning when some are gone that no command took.
 
 Whatever empties the parked queue behind our back (a policy with message-ttl or expires, a purge) loses users' jobs in
-silence: policies cannot be seen over AMQP. But each message that a command takes leaves one in a queue beside it, first
-(operator/parking/taken.py). So parked and taken messages together never get fewer, whoever parks and
+silence: policies cannot be seen over AMQP. But each message that a command takes leaves one in a queue beside it,
+before it is taken (operator/parking/taken.py). So parked and taken messages together never get fewer, whoever parks and
 wherever commands run; if they did, something else took the difference. No clock decides that.
 
 While a command is at work it has messages in its hands, which the queue does not count. So both sides have the same
