@@ -168,11 +168,14 @@ def test_observe_prints_the_form_of_the_page(site: Site) -> None:
     etc = site.installation.etc
     words = ["--management", site.broker.url, "--management-password-file", f"{etc}/monitor-password"]
     words += ["--account", site.broker.server.name, "--password-file", f"{etc}/server-password"]
-    watching = started(site.installation, "observe", "--for", "4", "--json", *words)
-    wait_for(lambda: _bindings(site) == 2, 20, "the private queue")
-    for _ in range(2):  # as if it had come back
-        site.server.publish_raw(b'{"user": "nobody-knows-me"}')
-    agree("observe", ended(watching).json)
+    watching = started(site.installation, "observe", "--for", "10", "--json", *words)
+    try:
+        wait_for(lambda: _bindings(site) == 2, 60, "the private queue")
+        for _ in range(2):  # as if it had come back
+            site.server.publish_raw(b'{"user": "nobody-knows-me"}')
+    finally:
+        said = ended(watching)
+    agree("observe", said.json)
 
 
 def _bindings(site: Site) -> int:

@@ -86,6 +86,34 @@ def test_a_unit_that_does_not_start_is_told_with_its_messages_and_taken_back(mac
     assert _traces(machine) ^ before == set()
 
 
+@pytest.mark.parametrize("bare_host", ["bookworm"], indirect=True)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [("user", "kpr-demo-alice"), ("group", "kpr-demo-analysts"), ("user", "kpr-demo-nobody-knows-me")],
+    ids=["a user", "a group", "the unknown one"],
+)
+def test_names_that_nss_knows_are_left_alone(machine: InstalledMachine, make: str, name: str) -> None:
+    """The demo users get other names, whoever has the usual ones: a directory may."""
+    machine.run(f"{make}add", name)
+    try:
+        before = _traces(machine)
+        said = machine.run(QUICKSTART)
+        assert "kpr-demo2-alice's job runs in an executor of their own" in said
+        assert "kpr-demo2-nobody-knows-me unknown_user" in " ".join(said.split())
+        assert _traces(machine) ^ before == set()
+    finally:
+        machine.run(f"{make}del", name)
+
+
+@pytest.mark.parametrize("bare_host", ["bookworm"], indirect=True)
+def test_a_reader_that_goes_away_ends_it_and_all_is_taken_back(machine: InstalledMachine) -> None:
+    """``./quickstart | head -3`` must not leave users, a broker or daemons behind, nor Python's words on stderr."""
+    before = _traces(machine)
+    said = machine.run("bash", "-c", f"set -o pipefail; {QUICKSTART} | head -3; echo status $?", seconds=240)
+    assert said.splitlines()[3:] == ["status 141"]
+    assert _traces(machine) ^ before == set()
+
+
 def _states(machine: InstalledMachine) -> list[str]:
     return machine.run("systemctl", "is-active", *(f"quickstart-{unit}" for unit in UNITS), check=False).split()
 
