@@ -14,7 +14,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.bench.instruments import TO_SINK, AnsweringHelper, Sink
+from tests.bench.answering_helper import AnsweringHelper
+from tests.bench.instruments import TO_SINK, Sink
 from tests.lab.bare_consumer import BareConsumer
 from tests.lab.chaos import listener_status
 from tests.lab.processes import wait_for
