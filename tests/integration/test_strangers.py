@@ -84,10 +84,16 @@ def flooded(site: Site) -> Site:
     return site
 
 
+def assert_soon(took: list[float]) -> None:
+    """See that it was within the contract's time: mostly, since others may use the machine, and never much later."""
+    assert median(took) < SOON, took
+    assert max(took) < 5 * SOON, took
+
+
 def test_new_user_starts_soon_behind_6000_invented_names(flooded: Site) -> None:
     """It took more than a minute when all were asked for in the order in which they came."""
-    user = flooded.accounts.user("alice")
-    assert seconds_until_started(flooded, user) < SOON
+    users = [flooded.accounts.user(f"new{number}") for number in range(3)]
+    assert_soon([seconds_until_started(flooded, user) for user in users])
 
 
 def test_new_users_start_soon_while_invented_names_go_on_coming(flooded: Site) -> None:
@@ -100,29 +106,29 @@ def test_new_users_start_soon_while_invented_names_go_on_coming(flooded: Site) -
         for user in users[5:]:
             wait_for(lambda uid=user.uid: list(processes_of([uid])), 60, "all executors")
         at_once = time.monotonic() - began
-    assert median(took) < SOON
-    assert max(*took, at_once) < 5 * SOON
+    assert_soon(took)
+    assert at_once < 5 * SOON
 
 
 @pytest.mark.extended
 def test_user_who_was_started_before_goes_first_after_a_restart(flooded: Site) -> None:
-    """The executor has ended, the listener was started again, and twice as many names come as before."""
-    user = flooded.accounts.user("alice")
-    seconds_until_started(flooded, user)
-    wait_for(lambda: listener_status(flooded)["totals"]["handed_over"] > 0, 20, "the job handed over")
+    """The executors have ended, the listener was started again, and twice as many names wait as before."""
+    users = [flooded.accounts.user(f"known{number}") for number in range(3)]
+    for user in users:
+        seconds_until_started(flooded, user)
     time.sleep(10.1)  # the contract's limit of a quick death, whose user waits
     flooded.listener.stop()
-    for process in processes_of([user.uid]):
+    for process in processes_of([user.uid for user in users]):
         os.kill(process.pid, signal.SIGKILL)
-    wait_for(lambda: not list(processes_of([user.uid])), 20, "the executor's end")
+    wait_for(lambda: not list(processes_of([user.uid for user in users])), 20, "the executors' ends")
     state = flooded.installation.listener_state / "started-before"
-    assert state.read_text(encoding="ascii").split("\n")[1:] == [user.name, ""], "and no invented name"
+    names = state.read_text(encoding="ascii").split("\n")[1:-1]
+    assert sorted(names) == [user.name for user in users], "and no invented name"
     assert (state.stat().st_uid, state.stat().st_mode & 0o777) == (pwd.getpwnam(LISTENER).pw_uid, 0o600)
     flooded.listener.start()
-    publish(flooded, user.name, *invented(FLOOD, "more"))
-    began = time.monotonic()
-    wait_for(lambda: list(processes_of([user.uid])), 60, "an executor")
-    assert time.monotonic() - began < SOON
+    publish(flooded, *invented(FLOOD, "more"))
+    wait_for(lambda: listener_status(flooded)["totals"]["received"] >= 2 * FLOOD, 60, "the flood, twice as large")
+    assert_soon([seconds_until_started(flooded, user) for user in users])
 
 
 @pytest.mark.extended
