@@ -47,13 +47,15 @@ def main() -> int:
 def _judge(suite: str, place: Path, *, pristine_only: bool) -> int:
     root, first, second = PristineRoot(suite, place / "root"), place / "root" / _REPORT, place / "rest.json"
     rest = ["tests/run", "--all", "--rest-of", str(first), "--report", str(second)]
+    if _took_place(f"a pristine {suite}", lambda: root.create(CHECKOUT)):
+        print("failed: nothing could be tried")
+        return 1
     stages: list[tuple[str, Callable[[], int | None]]] = [
-        (f"a pristine {suite}", lambda: root.create(CHECKOUT)),
         ("./quickstart in it", lambda: root.run("./quickstart", minutes=QUICKSTART_MINUTES)),
         ("tests/run in it", lambda: root.run("tests/run", "--report", f"/{_REPORT}", minutes=DEFAULT_MINUTES)),
     ]
     if not pristine_only:
-        stages.append(("what is left, on this machine", lambda: _on_this_machine(rest)))
+        stages.append(("what is left, on this machine", lambda: _on_this_machine(rest, first)))
     failed = [name for name, stage in stages if _took_place(name, stage)]
     print(*(f"failed: {name}" for name in failed), sep="\n")
     print(_counted([report for report in (first, second) if report.exists()]), flush=True)
@@ -67,13 +69,16 @@ def _took_place(name: str, stage: Callable[[], int | None]) -> int:
     try:
         status = stage() or 0
     except (OSError, subprocess.SubprocessError) as error:
-        print(error)
+        print(str(error)[:2000])
         status = 1
     print(f"==== {name}: exit {status} after {time.monotonic() - began:.0f} s", flush=True)
     return status
 
 
-def _on_this_machine(command: Sequence[str]) -> int:
+def _on_this_machine(command: Sequence[str], report: Path) -> int:
+    if not report.exists():
+        print("tests/run wrote no report: which tests it skipped is not known")
+        return 1
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         return process.wait(60 * REST_MINUTES)

@@ -62,11 +62,14 @@ class PristineRoot:
             process.wait()
 
     def _copy_setting(self, name: str) -> None:
+        """Copy a file or directory of this machine; nothing is written through a link of the new root."""
         source, target = Path("/", name), self._directory / name
         if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
             # A container's own apt settings (docker-clean and others) are about its image.
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("docker-*"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("docker-*"), ignore_dangling_symlinks=True)
         elif source.exists():
+            target.unlink(missing_ok=True)
             shutil.copyfile(source, target)
 
 
