@@ -5,6 +5,7 @@ A raw server of AMQP 0-9-1; pika is used to write down frames that are right, th
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
@@ -61,7 +62,7 @@ class HostileBroker:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        attacked = False
+        attacked, published = False, Counter[int]()
         with suppress(OSError, EOFError):
             reader = client.makefile("rb")
             reader.read(_GREETING)
@@ -69,6 +70,12 @@ class HostileBroker:
             for number, asked in _methods(reader):
                 for answer in _ANSWERS.get(type(asked), ()):
                     client.sendall(method(answer(), number))
+                if isinstance(asked, spec.Queue.Declare):
+                    client.sendall(method(spec.Queue.DeclareOk(asked.queue, 0, 0), number))
+                if isinstance(asked, spec.Basic.Publish):  # of each channel the first is confirmed, which proves it
+                    published[number] += 1
+                    if published[number] == 1:
+                        client.sendall(method(spec.Basic.Ack(1), number))
                 if isinstance(asked, spec.Basic.Consume):
                     client.sendall(method(spec.Basic.ConsumeOk(asked.consumer_tag), number))
                     attacked = True
@@ -108,7 +115,7 @@ _ANSWERS: Final[dict[type, tuple[Callable[[], Any], ...]]] = {
     spec.Connection.Close: (spec.Connection.CloseOk,),
     spec.Channel.Open: (spec.Channel.OpenOk,),
     spec.Channel.Close: (spec.Channel.CloseOk,),
-    spec.Queue.Declare: (lambda: spec.Queue.DeclareOk("knime-jobs", 0, 0),),
+    spec.Queue.Delete: (lambda: spec.Queue.DeleteOk(0),),
     spec.Exchange.Declare: (spec.Exchange.DeclareOk,),
     spec.Basic.Qos: (spec.Basic.QosOk,),
     spec.Confirm.Select: (spec.Confirm.SelectOk,),

@@ -128,4 +128,6 @@ def _traces(machine: InstalledMachine) -> set[str]:
         "ps -e -o user= -o comm= | awk '$2 !~ /^(ps|awk|sh)$/'",
     )
     found = {f"{path} {what}" for path, what in machine.files().items()}
-    return found.union(*(machine.run("sh", "-c", command, check=False).splitlines() for command in commands))
+    lines = (line for command in commands for line in machine.run("sh", "-c", command, check=False).splitlines())
+    # A unit that is gone is listed as not found for as long as something remembers it.
+    return found | {" ".join(line.split()) for line in lines if " not-found " not in line}
