@@ -48,6 +48,7 @@ def sink(site: Site) -> Sink:
 def started(site: Site, **broker: object) -> None:
     site.installation.write_listener_toml(**merged(TO_SINK, {"broker": broker, "hand_over": {"start_timeout": 1.0}}))
     site.listener.start()
+    wait_for(lambda: site.server.consumers() == 1, 30, "the listener's consumer")  # it proves first that it can publish
 
 
 def peak_megabytes(site: Site) -> float:

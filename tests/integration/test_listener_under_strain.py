@@ -66,6 +66,7 @@ def test_a_jobs_queue_that_is_full_delays_hand_overs_and_loses_none(site: Site, 
     install_light_executor(site.installation, start_time=3.0, job_time=0.4)
     site.start(listener={"hand_over": {"mode": mode}, "broker": {"prefetch": 7}})
     user = site.accounts.user("alice").name
+    wait_for(lambda: site.server.consumers() == 1, 30, "the listener's consumer")  # it proves first that it can publish
     publish(site, user, 12, expiration="600000")
     wait_for(lambda: site.server.depth() == 5, 20, "a full queue")
     assert listener_status(site)["held"]["jobs"] == 7

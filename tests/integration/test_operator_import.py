@@ -116,7 +116,7 @@ def test_users_of_the_predecessor_go_on_in_their_workspaces_with_what_was_import
     runs = []
     with tls_before(site.broker.port, site.installation.etc) as (port, ca_file):
         tls = {"rabbitmq_protocol": "amqps", "rabbitmq_port": port, "ca_cert_file": str(ca_file)}
-        tls |= {"rabbitmq_host_name": ["localhost", "127.0.0.1"]}
+        tls |= {"rabbitmq_host_name": ["127.0.0.2", "127.0.0.1"]}  # nobody listens at the first
         new, commands = imported(site, documented(site, parent, **mapping, **tls), list(owners))
         as_told(commands)
         adopt(site, new, {"SSL_CERT_FILE": str(ca_file)})  # executors use the trust of their language

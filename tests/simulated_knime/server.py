@@ -116,6 +116,13 @@ class SimulatedServer:
         taken, self._unread = self._unread, []
         return taken
 
+    def consumers(self) -> int:
+        """Return how many consumers the jobs queue has."""
+        channel = self._connection.channel()
+        count: int = channel.queue_declare(self.queue, passive=True).method.consumer_count
+        channel.close()
+        return count
+
     def depth(self, queue: str | None = None) -> int:
         """Count the messages of a queue that no consumer holds."""
         channel = self._connection.channel()
