@@ -17,13 +17,17 @@ from tests.lab.accounts import Accounts, run_prefix
 from tests.lab.broker_node import RABBITMQ, BrokerNode
 from tests.lab.site import LAB, Site
 
+LOOKS_FOR_EXAMPLES = "KNIME_PERUSER_TESTS_LOOK"
+
 
 def pytest_configure() -> None:
     """Ask what the machine allows, once for all workers; a shell's background job would ignore an interrupt.
 
-    Hypothesis fails an example that takes 200 ms by itself, which judges the machine.
+    Hypothesis fails an example that takes 200 ms by itself, which judges the machine; and it looks for new examples in
+    each run. A change is judged by the same ones as the last, the nightly run goes on looking.
     """
-    hypothesis.settings.register_profile("any machine", deadline=None)
+    looks = os.environ.get(LOOKS_FOR_EXAMPLES) == "1"
+    hypothesis.settings.register_profile("any machine", deadline=None, derandomize=not looks)
     hypothesis.settings.load_profile("any machine")
     rights.lacking()
     signal.signal(signal.SIGINT, signal.default_int_handler)
