@@ -235,11 +235,12 @@ _LISTENER: Final = (
 )
 _EXECUTORS: Final = ("^$", f"^{JOBS_EXCHANGE}$|^{RESULTS_EXCHANGE}$", "^knime-jobs$")
 _LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
-# The alarms of a small test machine's memory and disk would stop every publisher.
+# The alarms of a small test machine's memory and disk would stop every publisher; RabbitMQ 4 takes 16 MiB by default.
 _CONFIGURATION: Final = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 load_definitions = {directory}/definitions.json
 disk_free_limit.absolute = 50MB
+max_message_size = 134217728
 log.file.level = info
 """
 
