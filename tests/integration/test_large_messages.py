@@ -219,10 +219,12 @@ def test_body_over_the_broker_s_limit_ends_no_hand_over(site: Site, sink: Sink) 
     """The broker closes the channel (406) of that message alone."""
     started(site)
     limit = site.broker.ctl("eval", "application:get_env(rabbit, max_message_size).")
-    set_limit = "application:set_env(rabbit, max_message_size, {})."
+    set_limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+    os.kill(site.listener.pid, signal.SIGSTOP)
+    fill(site, 1, 6 * MIB)
     try:
         site.broker.ctl("eval", set_limit.format(4 * MIB))
-        fill(site, 1, 6 * MIB)  # a channel keeps to the limit that there was when it was opened
+        os.kill(site.listener.pid, signal.SIGCONT)
         job(site, "alice")
         sink.wait(1)
         wait_for(lambda: listener_status(site)["held"]["not_parked"] == 1, 20, "one that cannot be parked")

@@ -141,7 +141,8 @@ def test_executors_that_publish_a_job_anew_make_republish_fit(installed: Site, e
     assert "carol" not in json.dumps(report)
     everything = report["broker"]
     assert everything["all_exchanges"]["knime-executor2serverknime-jobs: direct, durable"] == 1
-    assert everything["all_queues"]["simulated-server-*: classic, exclusive"] == 1
+    (own,) = [name for name in everything["all_queues"] if name.startswith("simulated-server-*: classic, exclusive")]
+    assert everything["all_queues"][own] == 1  # RabbitMQ 4 adds the queue's type to its arguments
     assert everything["all_bindings"][
         "knime-executor2serverknime-jobs -- simulated-server-* -> queue simulated-server-*"
     ]
