@@ -104,16 +104,17 @@ def test_twenty_first_jobs_published_at_once_all_reach_their_own_executor_and_no
     assert site.server.further_results(0.5) == []
 
 
+@pytest.mark.extended
 def test_200_jobs_of_one_user_run_once_each_in_the_order_in_which_they_were_first_seen(running_site: Site) -> None:
     """At most 3 inversions.
 
     The broker deals some jobs to the executor before the listener sees them, and how many on a loaded machine is its
-    luck: the best of six times counts; once each is no matter of luck.
+    luck: the best of three times counts, and it runs with few others beside it; once each is no matter of luck.
     """
     site = running_site
     user = site.accounts.user("alice")
     seen = []
-    for _ in range(6):
+    for _ in range(3):
         jobs = [site.server.publish(user.name, seconds=0.02) for _ in range(200)]
         reports = site.server.results(200, seconds=90)
         order = [jobs.index(report["job"]) for report in reports]
